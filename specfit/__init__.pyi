@@ -1,0 +1,15 @@
+from . import net as net
+from .arrays import InputError as InputError
+from .background_fit import BackgroundFit as BackgroundFit
+from .functional import functional_fit as functional_fit
+from .generator import Batch as Batch
+from .generator import SignalPrior as SignalPrior
+from .generator import SpectrumGenerator as SpectrumGenerator
+from .inference import SpectrumFitter as SpectrumFitter
+from .inference import smooth_background as smooth_background
+from .io import read as read
+from .significance import asimov_significance as asimov_significance
+from .significance import bin_significance as bin_significance
+from .spectrum import Spectrum as Spectrum
+
+__version__: str

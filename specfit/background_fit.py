@@ -1,0 +1,168 @@
+"""BackgroundFit: what a fit answers: the smooth background, its covariance and how well the data agree.
+
+One class for every fitter (net or function) and for one spectrum or many on the same edges: `(*,)` below is empty for
+one spectrum and `(n_spectra,)` for many. Everything is a float64 tensor; `numpy.asarray` of a field costs nothing.
+
+Conventions: masked bins (replaced or left out by a refit) enter neither the deviance nor its degrees of freedom.
+Weighted contents are treated as scaled Poisson counts (G. Bohm, G. Zech, arXiv:1309.1287): a content n with variance v
+counts as n^2 / v events.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BackgroundFit"]
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from specfit import io, plots
+from specfit.significance import bin_significance, deviance_p_value, poisson_deviance
+from specfit.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import hist
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class BackgroundFit:
+    r"""A fitted background with everything needed to judge it.
+
+    Args:
+        spectrum: What was fitted.
+        background: Expected background events per bin, shape `(*, n_bins)`.
+        factor: Square root :math:`F` of the covariance of the background, :math:`V = F F^T` in events squared, shape
+            `(*, n_bins, n_directions)`.
+        n_parameters: Effective number of parameters that the data determined, shape `(*,)`; may be fractional.
+        mask: True where a refit did not believe the data, shape `(*, n_bins)`.
+        iterations: How often the refit evaluated the fitter again, shape `(*,)`.
+        converged: Whether the answer can be used, shape `(*,)`.
+        message: What happened and, if it did not work out, which knob to turn; one for the whole fit.
+    """
+
+    spectrum: Spectrum
+    background: Tensor
+    factor: Tensor = field(repr=False)
+    n_parameters: Tensor
+    mask: Tensor = field(repr=False)
+    iterations: Tensor
+    converged: Tensor
+    message: str
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the background between bins, events squared, shape `(*, n_bins, n_bins)`."""
+        return self.factor @ self.factor.mT
+
+    @property
+    def uncertainty(self) -> Tensor:
+        """Standard deviation of the background per bin, events, shape `(*, n_bins)`."""
+        return self.factor.square().sum(-1).sqrt()
+
+    @property
+    def significance(self) -> Tensor:
+        """Significance of data against background with its uncertainty per bin, shape `(*, n_bins)`."""
+        scale = self._events_scale
+        z: Tensor = bin_significance(
+            self.spectrum.counts / scale, self.background / scale, uncertainty=self.uncertainty / scale
+        )
+        return z
+
+    @property
+    def deviance(self) -> Tensor:
+        """Poisson deviance of data and background, summed over unmasked bins, shape `(*,)`."""
+        scale = self._events_scale
+        terms: Tensor = poisson_deviance(self.spectrum.counts / scale, self.background / scale)
+        return terms.masked_fill(self.mask, 0.0).sum(-1)
+
+    @property
+    def ndf(self) -> Tensor:
+        """Degrees of freedom: unmasked bins less the effective parameters, at least 1, shape `(*,)`."""
+        return ((~self.mask).sum(-1) - self.n_parameters).clamp(min=1.0)
+
+    @property
+    def p_value(self) -> Tensor:
+        """Probability of a deviance at least this large, shape `(*,)`."""
+        p: Tensor = deviance_p_value(self.deviance, self.ndf)
+        return p
+
+    def window(self, low: float, high: float) -> tuple[Tensor, Tensor]:
+        """Sums the background over the bins that lie within `[low, high]`.
+
+        Returns:
+            Background events and their uncertainty with all correlations, both of shape `(*,)`.
+        """
+        edges = self.spectrum.edges
+        inside = (edges[:-1] >= low) & (edges[1:] <= high)
+        return self.background[..., inside].sum(-1), self.factor[..., inside, :].sum(-2).square().sum(-1).sqrt()
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Returns one plain dictionary a spectrum: events, bins, deviance, p-value, largest excess, masked bins."""
+        return [self._summary_of(i) for i in range(len(torch.atleast_2d(self.background)))]
+
+    def plot(self, index: int = 0) -> Figure:
+        """Draws data, background with its band, and the significance of each bin.
+
+        Args:
+            index: Which spectrum of a batch.
+        """
+        fit = self[index] if self.spectrum.is_batch else self
+        return plots.draw_fit(fit)
+
+    def to_hist(self) -> hist.Hist:
+        """Returns the background as a `hist.Hist` with its uncertainty squared as variance (one spectrum only)."""
+        return io.to_hist(self.to_spectrum())
+
+    def to_spectrum(self) -> Spectrum:
+        """Returns the background as a Spectrum with its uncertainty squared as variances."""
+        return Spectrum(self.background, self.spectrum.edges, variances=self.uncertainty**2)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the background to `.npy`, `.npz`, `.csv` or `file.root:path`, by the ending of `path`."""
+        return io.write(self.to_spectrum(), path)
+
+    def __getitem__(self, index: int) -> BackgroundFit:
+        """Takes one spectrum out of a batch."""
+        if not self.spectrum.is_batch:
+            raise IndexError("this fit holds one spectrum, not a batch")
+        s = self.spectrum
+        one = Spectrum(s.counts[index], s.edges, variances=None if s.variances is None else s.variances[index])
+        parts = {name: getattr(self, name)[index] for name in _BATCHED}
+        return BackgroundFit(spectrum=one, message=self.message, **parts)
+
+    @property
+    def _events_scale(self) -> Tensor:
+        """Content units per event: 1 for counts, variance over content for weighted contents."""
+        counts, variances = self.spectrum.counts, self.spectrum.variances
+        if variances is None:
+            return torch.ones_like(counts)
+        overall = variances.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True)
+        known = (counts > 0) & (variances > 0)
+        return torch.where(known, variances / torch.where(known, counts, 1.0), overall)
+
+    def _summary_of(self, index: int) -> dict[str, Any]:
+        fit = self[index] if self.spectrum.is_batch else self
+        best = int(fit.significance.argmax())
+        edges = fit.spectrum.edges
+        return {
+            "events": fit.spectrum.total.item(),
+            "weighted": fit.spectrum.is_weighted,
+            "bins": fit.spectrum.n_bins,
+            "deviance": fit.deviance.item(),
+            "ndf": fit.ndf.item(),
+            "p_value": fit.p_value.item(),
+            "largest_excess": fit.significance[best].item(),
+            "largest_excess_low": edges[best].item(),
+            "largest_excess_high": edges[best + 1].item(),
+            "masked_bins": fit.mask.nonzero().flatten().tolist(),
+            "iterations": int(fit.iterations),
+            "converged": bool(fit.converged),
+            "message": fit.message,
+        }
+
+
+_BATCHED = ("background", "factor", "n_parameters", "mask", "iterations", "converged")

@@ -1,0 +1,132 @@
+"""A net on disk as plain data: weights, constructor arguments, binning, provenance.
+
+One `.safetensors` file holds everything; its header carries, as JSON, the name of the net, its arguments, the bin edges
+and the card. The card (command, configuration, seed, commit, versions, figures) also lies beside it as `.json`, to read
+without any tool. Nothing is ever unpickled, so a checkpoint from a stranger can be opened. Both files are written to a
+temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DEFAULT", "Checkpoint", "load", "save"]
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from specfit.arrays import InputError
+from specfit.net import NETS, BackgroundNet
+from specfit.resources import folder
+
+FORMAT = 1
+DEFAULT = "reference.safetensors"
+"""The shipped checkpoint that is used when none is named."""
+IN_A_RUN = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained net and what is needed to use and to judge it.
+
+    Args:
+        net: The net, in evaluation mode.
+        edges: Bin edges that it was trained for, shape `(n_bins + 1,)`, float64.
+        card: Provenance as plain data: command, config, seed, commit, versions, figures.
+    """
+
+    net: BackgroundNet
+    edges: Tensor
+    card: dict[str, Any] = field(repr=False)
+
+
+def save(checkpoint: Checkpoint, path: str | Path) -> Path:
+    """Writes a checkpoint and, beside it, its card; returns the path of the checkpoint.
+
+    Args:
+        checkpoint: What to write.
+        path: Ends in `.safetensors`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"path: a checkpoint ends in .safetensors, {path.name} came")
+    net = checkpoint.net
+    header = {
+        "format": FORMAT,
+        "net": {"name": _name_of(net), "arguments": net.arguments},
+        "edges": checkpoint.edges.tolist(),
+        "card": checkpoint.card,
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    _write(path, to_bytes(weights, metadata={"specfit": json.dumps(header)}))
+    _write(path.with_suffix(".json"), (json.dumps(header["card"], indent=2) + "\n").encode())
+    return path
+
+
+def load(path: str | Path | None = None) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Args:
+        path: A `.safetensors` file, or the folder of a training run. None takes the shipped default.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file is damaged or no specfit checkpoint.
+    """
+    path = folder("checkpoints") / DEFAULT if path is None else Path(path)
+    if path.is_dir():
+        path = path / IN_A_RUN
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {path} does not exist; `specfit train` makes one")
+    header, weights = _read(path)
+    try:
+        net = NETS[header["net"]["name"]](**header["net"]["arguments"])
+        net.load_state_dict(weights)
+        edges = torch.tensor(header["edges"], dtype=torch.float64)
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"checkpoint: {path} does not describe a net that this specfit knows ({reason})") from None
+    return Checkpoint(net.eval(), edges, header["card"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"checkpoint: {path} is damaged or not a .safetensors file ({error}); "
+            "name the checkpoint.safetensors of a run or leave the option out for the shipped net"
+        ) from None
+    if "specfit" not in metadata:
+        raise InputError(f"checkpoint: {path} holds weights, but not of specfit (its header has no specfit entry)")
+    header: dict[str, Any] = json.loads(metadata["specfit"])
+    if header.get("format") != FORMAT:
+        raise InputError(
+            f"checkpoint: {path} has format {header.get('format')}, this specfit reads {FORMAT}; "
+            "update specfit or train again"
+        )
+    return header, weights
+
+
+def _name_of(net: BackgroundNet) -> str:
+    for name, kind in NETS.items():
+        if type(net) is kind:
+            return name
+    raise InputError(f"net: {type(net).__name__} is not one of {', '.join(NETS)}; add it to specfit.net.NETS")
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,27 @@
+"""Nets that map counts to the background under them, the layer that they read with, and the loss.
+
+- `TalkNet` (`net=talk`): the talk's small dense net.
+- `DenseNet` (`net=dense`): a dense net worth using.
+- `LearnedBasisNet` (`net=learned_basis`): mean and basis from the net, coefficients from the data, covariance included.
+"""
+
+__all__ = [
+    "NETS",
+    "BackgroundNet",
+    "DenseNet",
+    "FlattenHistogramAndNormalize",
+    "LearnedBasisNet",
+    "PixelLinear",
+    "Prediction",
+    "TalkNet",
+    "significance_loss",
+]
+
+from specfit.net.base import BackgroundNet, Prediction
+from specfit.net.dense import DenseNet, TalkNet
+from specfit.net.learned_basis import LearnedBasisNet
+from specfit.net.loss import significance_loss
+from specfit.net.pixelize import FlattenHistogramAndNormalize, PixelLinear
+
+NETS: dict[str, type[BackgroundNet]] = {"talk": TalkNet, "dense": DenseNet, "learned_basis": LearnedBasisNet}
+"""The nets that a checkpoint can name."""

@@ -1,0 +1,74 @@
+"""What every net is: counts in, background out, with the error that Poisson fluctuations of the counts cause.
+
+A net is built for a number of bins and knows nothing of edges; the checkpoint ties it to a binning.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BackgroundNet", "Prediction"]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Prediction(NamedTuple):
+    """A fitted background with its error, float64."""
+
+    background: Tensor
+    """Expected events per bin, shape `(m, n_bins)`."""
+    factor: Tensor
+    """Square root of the covariance, events, shape `(m, n_bins, n_directions)`."""
+    n_parameters: Tensor
+    """Effective number of parameters that the data determined, shape `(m,)`."""
+
+
+class BackgroundNet(nn.Module, ABC):
+    """A net that maps counts of shape `(m, n_bins)` to the background under them.
+
+    Args:
+        n_bins: Number of bins.
+        arguments: The constructor's arguments as plain data; a checkpoint rebuilds the net from them.
+    """
+
+    def __init__(self, n_bins: int, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.n_bins = n_bins
+        self.arguments = arguments
+
+    @abstractmethod
+    def stages(self, counts: Tensor) -> list[Tensor]:
+        """Computes the background of each stage of refinement, each of shape `(m, n_bins)`; the last is the answer."""
+
+    @abstractmethod
+    def predict(self, counts: Tensor) -> Prediction:
+        """Computes the background with its error."""
+
+    def forward(self, counts: Tensor) -> Tensor:
+        """Computes the background, shape `(m, n_bins)`."""
+        return self.stages(counts)[-1]
+
+
+def propagate_poisson_errors(net: Callable[[Tensor], Tensor], counts: Tensor) -> Prediction:
+    r"""Propagates the Poisson errors of the counts through a net, for nets that carry no error of their own.
+
+    With the Jacobian :math:`J = \partial b / \partial n` the covariance is :math:`J \,\mathrm{diag}(b)\, J^T` and the
+    effective number of parameters is :math:`\mathrm{tr} J` (J. Ye, JASA 93 (1998) 120). What the net does not know of
+    the truth (its bias) is not in it.
+
+    Args:
+        net: Maps counts of shape `(m, n_bins)` to backgrounds of that shape, each row for itself.
+        counts: Shape `(m, n_bins)`.
+    """
+
+    def one(row: Tensor) -> tuple[Tensor, Tensor]:
+        background = net(row[None])[0]
+        return background, background
+
+    jacobian, background = torch.func.vmap(torch.func.jacrev(one, has_aux=True))(counts)  # (m, n_bins, n_bins)
+    jacobian, background = jacobian.double(), background.double()
+    factor = jacobian * background.sqrt()[:, None, :]
+    return Prediction(background, factor, jacobian.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=0.0))

@@ -1,0 +1,36 @@
+r"""Plots: fits and residuals as pictures; everything that is drawn was computed elsewhere.
+
+What to use when:
+
+- `draw_fit`: one fit, data and background above, significance of each bin below; the picture for a paper or a talk.
+- `draw_examples`: up to six fits side by side, small; for training logs.
+- `draw_residuals`: how far fits lie from the truth, pooled over bins; several calls on one axes overlay.
+- `draw_residual_correlation`: whether a fit follows the fluctuations of its data.
+- `draw_bias`: mean and RMS of the residuals along the axis, against a limit.
+- `save`: any of these to a file, whole or not at all.
+
+Conventions: contents are drawn as events per bin, or per unit of x where bin widths differ by more than 20 %. Counts
+carry the central 68 % interval of a Poisson mean, weighted contents the square root of their variance. Residuals are in
+units of the statistical error, :math:`(b - t) / \sqrt{t}` for a fit b of the truth t. Only the object interface of
+matplotlib is used: no pyplot, no window, no change of the global style. Colours are told apart with every kind of
+colour vision.
+
+Sources: F. Garwood, Biometrika 28 (1936) 437 (interval); M. Okabe, K. Ito, "Color Universal Design" (2002) (colours).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DrawableFit",
+    "draw_bias",
+    "draw_examples",
+    "draw_fit",
+    "draw_residual_correlation",
+    "draw_residuals",
+    "save",
+]
+
+from specfit.plots.contents import DrawableFit
+from specfit.plots.fits import draw_examples, draw_fit
+from specfit.plots.residuals import draw_bias, draw_residual_correlation, draw_residuals
+from specfit.plots.saving import save

@@ -1,0 +1,139 @@
+"""Contents: what the panels of a fit show, as numpy arrays, per bin or per unit of x."""
+
+from __future__ import annotations
+
+__all__ = ["Contents", "DrawableFit", "is_density", "to_numpy"]
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.special
+from torch import Tensor
+
+from specfit.arrays import ArrayLike, InputError, as_float64
+from specfit.spectrum import Spectrum
+
+DENSITY_ABOVE = 1.2  # ratio of bin widths
+LOG_Y_ABOVE = 30.0  # ratio of positive contents
+
+
+class DrawableFit(Protocol):
+    """What a fit must offer to be drawn, for one spectrum; `BackgroundFit` does.
+
+    `background` and `uncertainty` (events), `significance` and `mask` have shape `(n_bins,)`; `deviance`, `ndf`,
+    `p_value` and `converged` are scalars.
+    """
+
+    @property
+    def spectrum(self) -> Spectrum: ...  # noqa: D102
+    @property
+    def background(self) -> Tensor: ...  # noqa: D102
+    @property
+    def uncertainty(self) -> Tensor: ...  # noqa: D102
+    @property
+    def significance(self) -> Tensor: ...  # noqa: D102
+    @property
+    def mask(self) -> Tensor: ...  # noqa: D102
+    @property
+    def deviance(self) -> Tensor: ...  # noqa: D102
+    @property
+    def ndf(self) -> Tensor: ...  # noqa: D102
+    @property
+    def p_value(self) -> Tensor: ...  # noqa: D102
+    @property
+    def converged(self) -> Tensor: ...  # noqa: D102
+    @property
+    def message(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Everything drawn in the two panels of a fit; events per bin or per unit of x, shape `(n_bins,)`.
+
+    Args:
+        edges: Bin edges, shape `(n_bins + 1,)`.
+        data: Contents.
+        low: Lower ends of the error bars.
+        high: Upper ends of the error bars.
+        background: Fitted background.
+        uncertainty: Standard deviation of the background.
+        truth: Background from which the data were sampled, where it is known.
+        significance: Significance of each bin.
+        mask: True where a refit did not believe the data.
+    """
+
+    edges: np.ndarray
+    data: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    background: np.ndarray
+    uncertainty: np.ndarray
+    truth: np.ndarray | None
+    significance: np.ndarray
+    mask: np.ndarray
+
+    @classmethod
+    def of(cls, fit: DrawableFit, truth: ArrayLike | None) -> Contents:
+        """Takes the contents of a fit, divided by the bin widths where these vary.
+
+        Raises:
+            InputError: the fit holds a batch, or `truth` has another number of bins.
+        """
+        if fit.spectrum.is_batch:
+            raise InputError(f"fit: {len(fit.spectrum.counts)} spectra came, one is drawn; take fit[i]")
+        counts, edges = to_numpy(fit.spectrum.counts), to_numpy(fit.spectrum.edges)
+        expected = None if truth is None else to_numpy(as_float64(truth, "truth"))
+        if expected is not None and expected.shape != counts.shape:
+            raise InputError(f"truth: shape {counts.shape} is expected as for the spectrum, {expected.shape} came")
+        low, high = _error_bars(fit.spectrum)
+        unit = np.diff(edges) if is_density(fit.spectrum) else np.ones_like(counts)
+        return cls(
+            edges=edges,
+            data=counts / unit,
+            low=low / unit,
+            high=high / unit,
+            background=to_numpy(fit.background) / unit,
+            uncertainty=to_numpy(fit.uncertainty) / unit,
+            truth=None if expected is None else expected / unit,
+            significance=to_numpy(fit.significance),
+            mask=to_numpy(fit.mask).astype(bool),
+        )
+
+    @property
+    def needs_log(self) -> bool:
+        """Whether the largest content exceeds the smallest positive one more than thirtyfold."""
+        positive = self.data[self.data > 0]
+        return bool(positive.max() > LOG_Y_ABOVE * positive.min())
+
+    @property
+    def y_limits(self) -> tuple[float, float]:
+        """Range with every error bar and room for a legend; a background far below one event may leave a log axis."""
+        ends = np.concatenate((self.high, self.background + self.uncertainty))
+        highest = float(ends[np.isfinite(ends)].max())
+        if not self.needs_log:
+            return 0.0, 1.3 * highest
+        lowest = 0.5 * float(np.where(self.low > 0, self.low, self.data)[self.data > 0].min())
+        return lowest, highest * (highest / lowest) ** 0.12
+
+
+def is_density(spectrum: Spectrum) -> bool:
+    """Whether bin widths differ so much that only events per unit of x make a smooth curve."""
+    return bool(spectrum.widths.max() > DENSITY_ABOVE * spectrum.widths.min())
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Returns the values of a tensor, wherever it lies."""
+    return tensor.detach().cpu().numpy()
+
+
+def _error_bars(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the ends: Garwood's central 68 % interval for counts, one standard deviation if weighted."""
+    counts = to_numpy(spectrum.counts)
+    if spectrum.is_weighted and spectrum.variances is not None:
+        spread = np.sqrt(to_numpy(spectrum.variances))
+        return counts - spread, counts + spread
+    tail = float(scipy.special.ndtr(-1.0))
+    # For n = 0 the lower end is 0, where the inverse is not defined.
+    low = np.where(counts > 0, scipy.special.gammaincinv(np.where(counts > 0, counts, 1.0), tail), 0.0)
+    return low, scipy.special.gammaincinv(counts + 1, 1 - tail)

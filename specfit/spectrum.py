@@ -1,0 +1,145 @@
+"""Spectrum: counts on edges, the one value that travels through specfit.
+
+One spectrum has counts of shape `(n_bins,)`; many spectra on the same edges have `(n_spectra, n_bins)`. Both are
+float64. Everything that can be wrong with a histogram is refused here, so that no other room has to look again.
+Counts are events per bin (not a density). Weighted contents carry their variances; without variances the contents
+are taken as Poisson counts. Under- and overflow never enter.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Spectrum"]
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specfit.arrays import ArrayLike, InputError, as_float64
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Spectrum:
+    """Counts on edges, validated and frozen.
+
+    Args:
+        counts: Events per bin, shape `(n_bins,)` or `(n_spectra, n_bins)`, finite, not negative, not all zero.
+        edges: Bin edges, shape `(n_bins + 1,)`, strictly increasing, in any unit.
+        variances: Variance of each content (sum of squared weights), same shape as `counts`. None means Poisson
+            counts, whose variance is the count itself.
+
+    Raises:
+        InputError: Naming the argument, what came and what was expected.
+
+    Example:
+        >>> spectrum = Spectrum([40, 30, 20], edges=[0, 1, 2, 4])
+        >>> spectrum.n_bins, spectrum.total.item(), spectrum.widths.tolist()
+        (3, 90.0, [1.0, 1.0, 2.0])
+    """
+
+    counts: Tensor = field()
+    edges: Tensor = field()
+    variances: Tensor | None = field()
+
+    def __init__(self, counts: ArrayLike, edges: ArrayLike, *, variances: ArrayLike | None = None) -> None:
+        # Copies: a float64 tensor comes through as itself, and its owner may change it later.
+        contents, limits = as_float64(counts, "counts").clone(), as_float64(edges, "edges").clone()
+        _check_edges(limits)
+        _check_contents(contents, limits, name="counts")
+        spread = None if variances is None else as_float64(variances, "variances").clone()
+        if spread is not None:
+            _check_variances(spread, contents)
+        for name, value in (("counts", contents), ("edges", limits), ("variances", spread)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins."""
+        return self.counts.shape[-1]
+
+    @property
+    def centers(self) -> Tensor:
+        """Bin centres, shape `(n_bins,)`."""
+        return (self.edges[1:] + self.edges[:-1]) / 2
+
+    @property
+    def widths(self) -> Tensor:
+        """Bin widths, shape `(n_bins,)`."""
+        return self.edges.diff()
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the contents: a scalar, or shape `(n_spectra,)`."""
+        return self.counts.sum(-1)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether variances were given that differ from the counts."""
+        return self.variances is not None and not torch.equal(self.variances, self.counts)
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether this holds several spectra on the same edges."""
+        return self.counts.ndim == 2
+
+    def __repr__(self) -> str:
+        many = f"{len(self.counts)} spectra, " if self.is_batch else ""
+        kind = "weighted events" if self.is_weighted else "events"
+        events = f"{self.counts.sum().item():.6g} {kind}"
+        return f"Spectrum({many}{self.n_bins} bins, {self.edges[0]:g} to {self.edges[-1]:g}, {events})"
+
+
+def _check_edges(edges: Tensor) -> None:
+    if edges.ndim != 1:
+        raise InputError(f"edges: one row of numbers is expected, shape {tuple(edges.shape)} came")
+    if len(edges) < 3:
+        raise InputError(f"edges: {max(len(edges) - 1, 0)} bin(s) came; a background needs at least 2 bins (3 edges)")
+    if not edges.isfinite().all():
+        raise InputError(f"edges: {_first_bad(~edges.isfinite(), edges)}; every edge must be finite")
+    steps = edges.diff()
+    if not (steps > 0).all():
+        at = int((steps <= 0).nonzero()[0])
+        raise InputError(
+            f"edges: must increase strictly, but edge {at + 1} ({edges[at + 1]:g}) follows edge {at} ({edges[at]:g})"
+        )
+
+
+def _check_contents(contents: Tensor, edges: Tensor, *, name: str) -> None:
+    if contents.ndim not in (1, 2):
+        raise InputError(
+            f"{name}: shape (n_bins,) or (n_spectra, n_bins) is expected, {tuple(contents.shape)} came"
+        )
+    if contents.ndim == 2 and len(contents) == 0:
+        raise InputError(f"{name}: no spectrum came (shape {tuple(contents.shape)})")
+    if contents.shape[-1] != len(edges) - 1:
+        raise InputError(
+            f"{name}: {contents.shape[-1]} bins came, but {len(edges)} edges make {len(edges) - 1} bins; "
+            "give one edge more than bins"
+        )
+    if not contents.isfinite().all():
+        raise InputError(f"{name}: {_first_bad(~contents.isfinite(), contents)}; every content must be finite")
+    if (contents < 0).any():
+        raise InputError(
+            f"{name}: {_first_bad(contents < 0, contents)}; contents must not be negative "
+            "(merge bins where negative weights dominate)"
+        )
+    empty = contents.sum(-1) <= 0
+    if empty.any():
+        which = "" if contents.ndim == 1 else f" in spectrum {int(empty.nonzero()[0])}"
+        raise InputError(f"{name}: every bin is zero{which}; there is nothing to fit")
+
+
+def _check_variances(variances: Tensor, contents: Tensor) -> None:
+    if variances.shape != contents.shape:
+        raise InputError(
+            f"variances: shape {tuple(contents.shape)} is expected as for counts, {tuple(variances.shape)} came"
+        )
+    bad = ~variances.isfinite() | (variances < 0)
+    if bad.any():
+        raise InputError(f"variances: {_first_bad(bad, variances)}; every variance must be finite and not negative")
+
+
+def _first_bad(bad: Tensor, values: Tensor) -> str:
+    index = bad.nonzero()[0].tolist()
+    where = f"bin {index[-1]}" if len(index) == 1 else f"spectrum {index[0]}, bin {index[1]}"
+    return f"{values[tuple(index)].item():g} at {where}"

@@ -1,0 +1,146 @@
+"""`train(cfg)`: the whole training on one screen. `main(overrides)`: the same behind Hydra's command line."""
+
+from __future__ import annotations
+
+__all__ = ["Trained", "main", "train"]
+
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import hydra
+import lightning.pytorch as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from specfit.arrays import InputError
+from specfit.checkpoint import IN_A_RUN, Checkpoint, save
+from specfit.information_limit import information_limit
+from specfit.resources import folder
+
+
+class Trained(NamedTuple):
+    """What a training leaves behind."""
+
+    checkpoint: Path
+    """The written checkpoint."""
+    figures: dict[str, float]
+    """Its figures on the validation set."""
+
+
+def train(cfg: DictConfig) -> Trained:
+    """Trains the net that a configuration describes; the same call in the same folder continues where it stopped.
+
+    Args:
+        cfg: Composed from `conf/train.yaml`; `cfg.run_dir` is the folder of the run.
+
+    Raises:
+        InputError: The folder holds a finished run, or a run with another configuration.
+    """
+    run_dir = Path(cfg.run_dir)
+    unfinished = _unfinished_state(run_dir, cfg)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    data = instantiate(cfg.data)
+    net = instantiate(cfg.net, n_bins=data.generator.n_bins)
+    limit = information_limit(data.generator, size=cfg.limit_size, rng=torch.Generator().manual_seed(cfg.seed))
+    module = instantiate(cfg.module)(net, limit=limit.rms)
+
+    best = ModelCheckpoint(
+        run_dir / "state", filename="best", monitor="val/loss", save_last=True, enable_version_counter=False
+    )
+    callbacks = [best, LearningRateMonitor("step"), *instantiate(cfg.callbacks).values()]
+    logger = TensorBoardLogger(run_dir, name=None, version="tensorboard")
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=run_dir)
+
+    with warnings.catch_warnings():
+        # Sampling in the training process is a choice here, not an oversight.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        trainer.fit(module, data, ckpt_path=unfinished, weights_only=True)
+        state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+        module.load_state_dict(state["state_dict"])
+        (figures,) = trainer.validate(module, data, verbose=False)
+
+    figures |= {"limit": limit.rms, "spectra": float(trainer.global_step * data.batch_size)}
+    path = run_dir / IN_A_RUN
+    if trainer.is_global_zero:
+        save(Checkpoint(net, data.generator.edges, _card(cfg, figures)), path)
+    return Trained(path, figures)
+
+
+def main(overrides: Sequence[str]) -> None:
+    """Composes the configuration from `conf/` and overrides, and trains; `--multirun` sweeps.
+
+    Args:
+        overrides: Hydra's command line, such as `["experiment=reference", "seed=2"]`.
+    """
+    # What Lightning starts again for every further process of a distributed run.
+    sys.argv = [str(Path(__file__).resolve()), *overrides]
+    # Hydra then raises instead of printing, so that a caller's mistake can be told from a fault.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="train")(_run)()
+
+
+def _run(cfg: DictConfig) -> float:
+    try:
+        trained = train(cfg)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError | OSError):
+            raise error.__cause__ from None
+        raise
+    return trained.figures["val/loss"]  # what a sweeper minimises
+
+
+def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
+    """Returns the state to continue from, None for a new run, after writing down the configuration."""
+    if (run_dir / IN_A_RUN).exists():
+        raise InputError(f"run_dir: {run_dir} holds a finished run; choose another with name=NAME or delete it")
+    wanted = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
+    written = run_dir / "config.yaml"
+    if (run_dir / "state" / "last.ckpt").exists():
+        before = OmegaConf.load(written)
+        differing = sorted(key for key in wanted if key != "trainer" and wanted[key] != before.get(key))
+        if differing:
+            raise InputError(
+                f"run_dir: {run_dir} holds an unfinished run with another {', '.join(map(str, differing))}; "
+                "give the same configuration to continue it, or choose another folder with name=NAME"
+            )
+        return run_dir / "state" / "last.ckpt"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(wanted, written)
+    return None
+
+
+def _card(cfg: DictConfig, figures: dict[str, float]) -> dict[str, Any]:
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return {
+        "command": " ".join(["specfit", "train", *overrides]),
+        "seed": cfg.seed,
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__},
+        "figures": {name: round(value, 6) for name, value in figures.items()},
+        "config": OmegaConf.to_container(cfg, resolve=True),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
