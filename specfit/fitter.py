@@ -37,9 +37,7 @@ class Refit(NamedTuple):
     """Why it stopped."""
 
 
-def refit_talk(
-    predict: Callable[[Tensor], Tensor], counts: Tensor, *, threshold: float = TALK_THRESHOLD
-) -> Refit:
+def refit_talk(predict: Callable[[Tensor], Tensor], counts: Tensor, *, threshold: float = TALK_THRESHOLD) -> Refit:
     """Runs the talk's loop on a batch of spectra.
 
     Args:

@@ -264,7 +264,9 @@ def _plan_quadrature(edges: Tensor, ranges: dict[str, Range]) -> tuple[Tensor, T
         Nodes, shape `(n_nodes,)`, and the matrix that sums densities at the nodes to integrals over bins, shape
         `(n_nodes, n_bins)`, both float32.
     """
-    grid = [torch.linspace(*pair, n, dtype=torch.float64) for pair, n in zip(ranges.values(), (7, 5, 2, 2), strict=True)]
+    grid = [
+        torch.linspace(*pair, n, dtype=torch.float64) for pair, n in zip(ranges.values(), (7, 5, 2, 2), strict=True)
+    ]
     probes = torch.cartesian_prod(*grid).T  # (4, n_probes)
     log_exact = ErfExp(*probes, nodes_per_bin=64).log_bins(edges)
     norm = torch.logsumexp(log_exact, -1, keepdim=True)

@@ -101,7 +101,9 @@ class SpectrumFitter:
         if rule == "talk":
             refit = refit_talk(lambda c: self.net(c), counts)
         else:
-            refit = Refit(counts, torch.zeros_like(counts, dtype=torch.bool), torch.zeros(len(counts)).long(), "no refit")
+            refit = Refit(
+                counts, torch.zeros_like(counts, dtype=torch.bool), torch.zeros(len(counts)).long(), "no refit"
+            )
         prediction = self.net.predict(refit.counts)
         return Prediction(*(t.cpu() for t in prediction)), refit._replace(mask=refit.mask.cpu())
 

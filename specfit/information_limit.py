@@ -61,9 +61,7 @@ def information_limit(generator: SpectrumGenerator, *, size: int = 300, rng: tor
     return InformationLimit(pooled.sqrt().item(), variance.sum(-1).mean().item(), mean.sqrt())
 
 
-def _truth_and_jacobian(
-    generator: SpectrumGenerator, drawn: Components, rows: Tensor, n: int
-) -> tuple[Tensor, Tensor]:
+def _truth_and_jacobian(generator: SpectrumGenerator, drawn: Components, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Computes expected events `(m, n_bins)` and their derivatives `(m, n_bins, 5 n + 1)`.
 
     Derivatives are taken in parameters scaled to run from 0 to 1, and in the log of the total (the last one).

@@ -106,9 +106,7 @@ def _check_edges(edges: Tensor) -> None:
 
 def _check_contents(contents: Tensor, edges: Tensor, *, name: str) -> None:
     if contents.ndim not in (1, 2):
-        raise InputError(
-            f"{name}: shape (n_bins,) or (n_spectra, n_bins) is expected, {tuple(contents.shape)} came"
-        )
+        raise InputError(f"{name}: shape (n_bins,) or (n_spectra, n_bins) is expected, {tuple(contents.shape)} came")
     if contents.ndim == 2 and len(contents) == 0:
         raise InputError(f"{name}: no spectrum came (shape {tuple(contents.shape)})")
     if contents.shape[-1] != len(edges) - 1:

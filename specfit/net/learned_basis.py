@@ -102,7 +102,9 @@ class _Stage(nn.Module):
         super().__init__()
         self.n_bins, self.n_basis, self.trunk = n_bins, n_basis, trunk
         self.mean, self.basis, self.log_scale = (nn.Linear(hidden, n) for n in (n_bins, n_bins * n_basis, n_basis))
-        self.belief = nn.Sequential(nn.Linear(hidden + n_bins, GATE_FEATURES), nn.GELU(), nn.Linear(GATE_FEATURES, n_bins))
+        self.belief = nn.Sequential(
+            nn.Linear(hidden + n_bins, GATE_FEATURES), nn.GELU(), nn.Linear(GATE_FEATURES, n_bins)
+        )
         last = self.belief[-1]
         for layer in (self.mean, self.log_scale, last):
             nn.init.zeros_(layer.weight)
@@ -120,7 +122,9 @@ class _Stage(nn.Module):
         The mean and the basis see only what is smooth; the noise of the residuals reaches the weights alone.
         """
         features = self.trunk(seen)
-        basis = self.basis(features).unflatten(-1, (self.n_bins, self.n_basis)) * self.log_scale(features).exp()[:, None]
+        basis = (
+            self.basis(features).unflatten(-1, (self.n_bins, self.n_basis)) * self.log_scale(features).exp()[:, None]
+        )
         weight = torch.sigmoid(self.belief(torch.cat([features, torch.asinh(residual)], -1)))
         return self.mean(features).double(), basis.double(), weight.double()
 

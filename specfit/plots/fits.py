@@ -215,7 +215,9 @@ def _label_panels(fit: DrawableFit, top: Axes, bottom: Axes, *, x_label: str, fo
 def _add_title(fit: DrawableFit, ax: Axes, title: str | None, *, font: int) -> None:
     lines = [] if title is None else [title]
     if not bool(fit.converged):
-        lines += textwrap.wrap(f"Not converged: {fit.message}", 75 if font > 10 else 50)
+        # A dollar would start a formula.
+        message = fit.message.replace("$", r"\$")
+        lines += textwrap.wrap(f"Not converged: {message}", 75 if font > 10 else 50)
     if lines:
         ax.set_title("\n".join(lines), fontsize=font, color=DATA if bool(fit.converged) else FIT)
 

@@ -49,6 +49,7 @@ def train(cfg: DictConfig) -> Trained:
     """
     run_dir = Path(cfg.run_dir)
     unfinished = _unfinished_state(run_dir, cfg)
+    card = _card(cfg)  # now: the code on disk may be another one when the run ends
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = instantiate(cfg.data)
@@ -72,9 +73,10 @@ def train(cfg: DictConfig) -> Trained:
         (figures,) = trainer.validate(module, data, verbose=False)
 
     figures |= {"limit": limit.rms, "spectra": float(trainer.global_step * data.batch_size)}
+    card["figures"] = {name: round(value, 6) for name, value in figures.items()}
     path = run_dir / IN_A_RUN
     if trainer.is_global_zero:
-        save(Checkpoint(net, data.generator.edges, _card(cfg, figures)), path)
+        save(Checkpoint(net, data.generator.edges, card), path)
     return Trained(path, figures)
 
 
@@ -121,14 +123,13 @@ def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
     return None
 
 
-def _card(cfg: DictConfig, figures: dict[str, float]) -> dict[str, Any]:
+def _card(cfg: DictConfig) -> dict[str, Any]:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     return {
         "command": " ".join(["specfit", "train", *overrides]),
         "seed": cfg.seed,
         "commit": _commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__},
-        "figures": {name: round(value, 6) for name, value in figures.items()},
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
 
