@@ -1,8 +1,7 @@
 """The door for users' arrays: in as float64 tensors, out as the kind that came.
 
 Inside specfit everything is a tensor. A list, a numpy array or a float becomes one here, once, and the answer
-goes back as numpy if no tensor was among the arguments. The one exception for a caller's mistake lives here too,
-because every room needs it.
+goes back as numpy if no tensor was among the arguments.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from specfit.errors import InputError
+
 ArrayLike = Tensor | npt.ArrayLike
 """What a public numerical argument accepts: a tensor, or anything that numpy turns into numbers."""
-
-
-class InputError(ValueError):
-    """What the caller gave cannot be used; the message says what came, what was expected and what to do."""
 
 
 def as_float64(value: ArrayLike, name: str) -> Tensor:

@@ -102,7 +102,7 @@ class BackgroundFit:
 
     def summary(self) -> list[dict[str, Any]]:
         """Returns one plain dictionary a spectrum: events, bins, deviance, p-value, largest excess, masked bins."""
-        return [self._summary_of(i) for i in range(len(torch.atleast_2d(self.background)))]
+        return [self._summary_of(i) for i in range(self.background[..., 0].numel())]
 
     def plot(self, index: int = 0) -> Figure:
         """Draws data, background with its band, and the significance of each bin.
@@ -113,7 +113,7 @@ class BackgroundFit:
         fit = self[index] if self.spectrum.is_batch else self
         return plots.draw_fit(fit)
 
-    def to_hist(self) -> hist.Hist:
+    def to_hist(self) -> hist.Hist[Any]:
         """Returns the background as a `hist.Hist` with its uncertainty squared as variance (one spectrum only)."""
         return io.to_hist(self.to_spectrum())
 

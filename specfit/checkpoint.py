@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 from specfit.net import NETS, BackgroundNet
 from specfit.resources import folder
 

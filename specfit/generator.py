@@ -29,7 +29,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specfit.arrays import ArrayLike, InputError, as_float64
+from specfit.arrays import ArrayLike, as_float64
+from specfit.errors import InputError
 from specfit.shapes import ErfExp, Gaussian, quadrature
 
 Range = Sequence[float]

@@ -1,7 +1,7 @@
 """SpectrumFitter and smooth_background: a trained net on a user's spectrum.
 
-`SpectrumFitter.from_checkpoint()` loads once and fits many; `smooth_background` is the one call that answers in the kind
-of object it was given. Both take one spectrum or a batch on the same edges.
+`SpectrumFitter.from_checkpoint()` loads once and fits many; `smooth_background` is the one call that answers in the
+kind of object it was given. Both take one spectrum or a batch on the same edges.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from specfit import checkpoint as checkpoints
 from specfit import io
-from specfit.arrays import ArrayLike, InputError, as_float64
+from specfit.arrays import ArrayLike, as_float64
 from specfit.background_fit import BackgroundFit
+from specfit.errors import InputError
 from specfit.fitter import Refit, refit_talk
 from specfit.net import BackgroundNet, Prediction
 from specfit.spectrum import Spectrum
@@ -77,7 +78,7 @@ class SpectrumFitter:
         rule = _check_refit(refit)
         read = io.read(spectrum, edges, default_edges=self.edges)
         self._check_edges(read.edges)
-        counts = torch.atleast_2d(read.counts)
+        counts = read.counts.view(-1, read.n_bins)
         scale = _events_scale(read)  # (m, 1): content units per event
         results = [self._fit_some(part, rule) for part in (counts / scale).split(SPECTRA_AT_A_TIME)]
         prediction = Prediction(*(torch.cat(parts) for parts in zip(*(p for p, _ in results), strict=True)))
@@ -156,10 +157,10 @@ def _check_refit(refit: RefitRule) -> str | None:
 
 def _events_scale(spectrum: Spectrum) -> Tensor:
     """Computes content units per event of each spectrum, shape `(m, 1)`: 1 for counts."""
-    counts = torch.atleast_2d(spectrum.counts)
+    counts = spectrum.counts.view(-1, spectrum.n_bins)
     if spectrum.variances is None:
         return torch.ones(len(counts), 1, dtype=torch.float64)
-    scale = torch.atleast_2d(spectrum.variances).sum(-1, keepdim=True) / counts.sum(-1, keepdim=True)
+    scale = spectrum.variances.view_as(counts).sum(-1, keepdim=True) / counts.sum(-1, keepdim=True)
     return torch.where(scale > 0, scale, 1.0)
 
 

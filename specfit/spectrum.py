@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specfit.arrays import ArrayLike, InputError, as_float64
+from specfit.arrays import ArrayLike, as_float64
+from specfit.errors import InputError
 
 
 @dataclass(frozen=True, eq=False, init=False)

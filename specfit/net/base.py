@@ -31,12 +31,14 @@ class BackgroundNet(nn.Module, ABC):
 
     Args:
         n_bins: Number of bins.
+        keeps_total: Whether the background always has the total of the input.
         arguments: The constructor's arguments as plain data; a checkpoint rebuilds the net from them.
     """
 
-    def __init__(self, n_bins: int, arguments: dict[str, Any]) -> None:
+    def __init__(self, n_bins: int, *, keeps_total: bool, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.n_bins = n_bins
+        self.keeps_total = keeps_total
         self.arguments = arguments
 
     @abstractmethod

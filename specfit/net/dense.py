@@ -33,7 +33,8 @@ class TalkNet(BackgroundNet):
     """
 
     def __init__(self, n_bins: int, *, width: int = 101, n_sigma: int = 0, grid: Grid = "linear") -> None:
-        super().__init__(n_bins, {"n_bins": n_bins, "width": width, "n_sigma": n_sigma, "grid": grid})
+        arguments = {"n_bins": n_bins, "width": width, "n_sigma": n_sigma, "grid": grid}
+        super().__init__(n_bins, keeps_total=True, arguments=arguments)
         pixelize = FlattenHistogramAndNormalize(width=width, n_sigma=n_sigma, grid=grid)
         self.hidden = PixelLinear(pixelize, n_bins, n_bins)
         self.out = nn.Linear(n_bins, n_bins)
@@ -74,7 +75,7 @@ class DenseNet(BackgroundNet):
         grid: Grid = "log",
     ) -> None:
         arguments = {"width": width, "hidden": hidden, "depth": depth, "n_sigma": n_sigma, "grid": grid}
-        super().__init__(n_bins, {"n_bins": n_bins} | arguments)
+        super().__init__(n_bins, keeps_total=True, arguments={"n_bins": n_bins} | arguments)
         self.trunk = Trunk(n_bins, FlattenHistogramAndNormalize(width=width, n_sigma=n_sigma, grid=grid), hidden, depth)
         self.out = nn.Linear(hidden, n_bins)
 

@@ -59,8 +59,8 @@ class LearnedBasisNet(BackgroundNet):
         depth: int = 2,
         newton_steps: int = 2,
     ) -> None:
-        arguments = {"n_basis": list(n_basis), "width": width, "hidden": hidden, "depth": depth}
-        super().__init__(n_bins, {"n_bins": n_bins, "newton_steps": newton_steps} | arguments)
+        arguments = {"n_bins": n_bins, "n_basis": list(n_basis), "width": width, "hidden": hidden, "depth": depth}
+        super().__init__(n_bins, keeps_total=False, arguments=arguments | {"newton_steps": newton_steps})
         self.newton_steps = newton_steps
         # The first stage reads counts, the later ones smooth rates, whose tails mean something below one event.
         self.parts = nn.ModuleList(

@@ -28,7 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 
 Grid = Literal["linear", "log", "sqrt"]
 GRID_RANGES: dict[str, tuple[float, float]] = {"linear": (0.0, 1.0), "log": (-16.0, 0.0), "sqrt": (0.0, 1.0)}

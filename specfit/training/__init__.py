@@ -4,7 +4,7 @@
 constructors named here.
 """
 
-__all__ = ["FitterModule", "FittedSpectra", "SpectrumDataModule", "train"]
+__all__ = ["FittedSpectra", "FitterModule", "SpectrumDataModule", "train"]
 
 from specfit.training.callbacks import FittedSpectra
 from specfit.training.datamodule import SpectrumDataModule

@@ -5,13 +5,17 @@ from __future__ import annotations
 __all__ = ["FittedSpectra"]
 
 import io
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from specfit.background_fit import BackgroundFit
+from specfit.generator import Batch
 from specfit.inference import SpectrumFitter
 from specfit.plots import draw_examples
 from specfit.training.module import FitterModule
@@ -35,9 +39,9 @@ class FittedSpectra(pl.Callback):
         is_due = trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking
         if not (loggers and is_due and trainer.is_global_zero and isinstance(pl_module, FitterModule)):
             return
-        loader = trainer.val_dataloaders
+        loader: DataLoader[Batch] = cast(Any, trainer.val_dataloaders)
         batch = next(iter(loader))
-        edges = loader.dataset.generator.edges
+        edges = cast(Any, loader.dataset).generator.edges
         fitter = SpectrumFitter(pl_module.net, edges)
         fits = fitter.fit(batch.counts[:EXAMPLES].cpu(), edges, refit=None)
         picture = _pixels([fits[i] for i in range(len(fits.background))], batch.background[:EXAMPLES].cpu().double())
@@ -45,8 +49,8 @@ class FittedSpectra(pl.Callback):
             logger.experiment.add_image("fits", picture, trainer.global_step, dataformats="HWC")
 
 
-def _pixels(fits: list[BackgroundFit], truths: object) -> np.ndarray:
+def _pixels(fits: list[BackgroundFit], truths: Tensor) -> np.ndarray:
     """Renders the examples, shape `(height, width, 3)`, uint8."""
     file = io.BytesIO()
-    draw_examples(fits, truths=truths).savefig(file, format="png", dpi=80)
+    draw_examples(fits, truths=list(truths)).savefig(file, format="png", dpi=80)
     return np.asarray(Image.open(file).convert("RGB"))

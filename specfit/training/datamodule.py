@@ -1,8 +1,8 @@
 """SpectrumDataModule: batches of sampled spectra, each a pure function of the seed, the epoch and its number.
 
 Nothing is stored and nothing has to be remembered: a resumed run, a run on two processes and an undisturbed run see the
-same spectra. `fresh=True` makes new spectra in every epoch, without end; `fresh=False` keeps one set of models and draws
-it again, batch by batch in a new order, as a stored training sample would.
+same spectra. `fresh=True` makes new spectra in every epoch, without end; `fresh=False` keeps one set of models and
+draws it again, batch by batch in a new order, as a stored training sample would.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 from specfit.generator import Batch, SpectrumGenerator
 
 TRAINING, VALIDATION, ORDER = 0, 1, 2

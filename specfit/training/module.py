@@ -51,15 +51,14 @@ class FitterModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
         """Computes the loss of one batch."""
-        *early, last = (significance_loss(stage, batch.background) for stage in self.net.stages(batch.counts))
+        *early, last = (self._loss(stage, batch.background) for stage in self.net.stages(batch.counts))
         self.log("train/loss", last, prog_bar=True)
-        loss = last + self.stage_weight * sum(early)
-        return loss
+        return last + self.stage_weight * sum(early)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """Accumulates the figures of one batch."""
         background = self.net(batch.counts)
-        self.log("val/loss", significance_loss(background, batch.background), sync_dist=True, batch_size=1)
+        self.log("val/loss", self._loss(background, batch.background), sync_dist=True, batch_size=1)
         used = batch.background > USED_ABOVE
         residual = ((background - batch.background) / batch.background.sqrt())[used].double()
         self.squares.update(residual.square().sum())
@@ -76,6 +75,9 @@ class FitterModule(pl.LightningModule):
             self.log("val/rms_over_limit", rms / self.limit, prog_bar=True)
         for metric in (self.squares, self.sums, self.used):
             metric.reset()
+
+    def _loss(self, background: Tensor, truth: Tensor) -> Tensor:
+        return significance_loss(background, truth, normalize=self.net.keeps_total)
 
     def configure_optimizers(self) -> Any:
         """Makes the optimizer and, stepped with every batch, the schedule."""

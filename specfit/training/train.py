@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import hydra
+import lightning
 import lightning.pytorch as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -23,8 +24,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from specfit.arrays import InputError
 from specfit.checkpoint import IN_A_RUN, Checkpoint, save
+from specfit.errors import InputError
 from specfit.information_limit import information_limit
 from specfit.resources import folder
 
@@ -110,11 +111,11 @@ def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
     wanted = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
     written = run_dir / "config.yaml"
     if (run_dir / "state" / "last.ckpt").exists():
-        before = OmegaConf.load(written)
-        differing = sorted(key for key in wanted if key != "trainer" and wanted[key] != before.get(key))
+        before = cast(DictConfig, OmegaConf.load(written))
+        differing = sorted(str(key) for key in wanted if key != "trainer" and wanted[key] != before.get(key))
         if differing:
             raise InputError(
-                f"run_dir: {run_dir} holds an unfinished run with another {', '.join(map(str, differing))}; "
+                f"run_dir: {run_dir} holds an unfinished run with another {', '.join(differing)}; "
                 "give the same configuration to continue it, or choose another folder with name=NAME"
             )
         return run_dir / "state" / "last.ckpt"
@@ -129,7 +130,11 @@ def _card(cfg: DictConfig) -> dict[str, Any]:
         "command": " ".join(["specfit", "train", *overrides]),
         "seed": cfg.seed,
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
 

@@ -1,0 +1,282 @@
+"""The command line: one command a verb; each imports its rooms only when it runs, so that help is instant.
+
+Exit codes: 0 done; 1 a fault of specfit (with its traceback); 2 the caller's mistake (one line); 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+__all__ = ["app", "main"]
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specfit import __version__
+from specfit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BESIDE_THE_OUTPUT = "beside the output"
+ROWS_SHOWN = 10
+
+app = typer.Typer(
+    name="specfit",
+    help="The smooth background under a counting spectrum, with its uncertainty.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def main() -> None:
+    """Runs the command line; the console script `specfit`."""
+    try:
+        app(_with_default_picture(sys.argv[1:]), standalone_mode=True)
+    except (InputError, OSError) as error:
+        _say(f"specfit: error: {_one_line(error)}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("specfit: stopped; nothing is half-written, the same command starts again or continues")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _global_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens on the way.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def predict(
+    spectrum: Annotated[
+        str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")
+    ],
+    edges: Annotated[
+        str | None,
+        typer.Option(help="Bin edges where the file has none: `lo:hi:n`, `lo:hi:n:log` or a file.", metavar="EDGES"),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A checkpoint or the folder of a training run; else the shipped net.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Where the background goes; else beside FILE as NAME_background.")
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="[PATH]", help="Draw data, background and pulls; without PATH beside the output."),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option(help="Mask discrepant bins and fit again, so that a signal does not pull the fit.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+) -> None:
+    """Fit the background of a spectrum (or of every row of a 2-d array).
+
+    Writes the background as the same kind of file and prints a short table.
+
+    Example: `specfit predict hist.npy --edges 250:3000:50:log --plot`
+    """
+    from specfit import io, plots
+    from specfit.inference import SpectrumFitter
+
+    fitter = SpectrumFitter.from_checkpoint(checkpoint)
+    fit = fitter.fit(spectrum, None if edges is None else io.parse_edges(edges), refit=refit)
+    target = out or _beside(spectrum)
+    if Path(target).resolve() == Path(spectrum).resolve():
+        raise InputError(f"--out: {target} is the input itself; choose another name")
+    fit.save(target)
+    written = {"background": target}
+    if plot is not None:
+        picture = str(Path(target.split(".root:")[0]).with_suffix(".png")) if plot == BESIDE_THE_OUTPUT else plot
+        plots.save(_draw(fit), picture)
+        written["picture"] = picture
+    summary = fit.summary()
+    if as_json:
+        print(json.dumps({"input": spectrum, **written, "fits": summary}, indent=2))
+    else:
+        _print_table(summary, written)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides; `--multirun` sweeps, `--cfg job` shows all."),
+    ] = None,
+) -> None:
+    """Train a net and write a checkpoint; the same command continues a stopped run.
+
+    Example: `specfit train experiment=quick edges=1100:8000:90:log name=mine data.generator.mu=[900,1200]`
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from specfit.training.train import main as train_main
+
+    try:
+        train_main([*(overrides or []), *context.args])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_one_line(error)) from error
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    size: Annotated[int, typer.Option(help="Number of spectra.")] = 100_000,
+    edges: Annotated[str, typer.Option(help="`lo:hi:n`, `lo:hi:n:log` or a file.")] = "250:3000:50:log",
+    n_backgrounds: Annotated[str, typer.Option(help="Number of components, or `low:high`.")] = "5",
+    total: Annotated[str, typer.Option(help="Events a spectrum, `low:high`.")] = "2e4:1.8e5",
+    rho: Annotated[str, typer.Option(help="Power of the fall, `low:high`.")] = "0.5:1.5",
+    alpha: Annotated[str, typer.Option(help="Scale of the fall, `low:high`.")] = "25:200",
+    mu: Annotated[str, typer.Option(help="Position of the turn-on, `low:high`.")] = "325:375",
+    sigma: Annotated[str, typer.Option(help="Width of the turn-on, `low:high`.")] = "10:30",
+    signal: Annotated[
+        str | None, typer.Option(metavar="MASS,WIDTH,EVENTS", help="Inject a Gaussian signal into every spectrum.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides every spectrum.")] = 1,
+) -> None:
+    """Sample spectra into a folder of `.npy` files: counts, background, signal, edges.
+
+    Example: `specfit generate toys --size 100000 --n-backgrounds 1:7 --signal 1000,100,500`
+    """
+    from specfit import io
+    from specfit.dataset import write_dataset
+    from specfit.generator import SignalPrior, SpectrumGenerator
+
+    options = {"n_backgrounds": n_backgrounds, "total": total, "rho": rho, "alpha": alpha, "mu": mu, "sigma": sigma}
+    ranges: dict[str, Any] = {name: _range(name, text) for name, text in options.items()}
+    ranges["n_backgrounds"] = [int(n) for n in ranges["n_backgrounds"]]
+    if signal is not None:
+        mass, width, events = _numbers("signal", signal, ",", 3)
+        if mass <= 0:
+            raise InputError(f"--signal: the mass must be positive, {mass:g} came")
+        relative = width / mass
+        ranges["signal"] = SignalPrior(mass=(mass, mass), relative_width=(relative, relative), events=(events, events))
+    generator = SpectrumGenerator(io.parse_edges(edges), **ranges)
+    with _progress_bar("sampling", size) as progress:
+        card = options | {"signal": signal}
+        write_dataset(generator, folder, size=size, seed=seed, card=card, progress=progress)
+    print(f"{size} spectra of {generator.n_bins} bins in {folder}/ (counts, background, signal, edges, card.json)")
+
+
+def _with_default_picture(arguments: list[str]) -> list[str]:
+    """Gives a bare `--plot` its value, which the parser cannot leave out."""
+    given = list(arguments)
+    for i, argument in enumerate(arguments):
+        is_bare = i + 1 == len(arguments) or arguments[i + 1].startswith("-")
+        if argument == "--plot" and is_bare:
+            given[i] = f"--plot={BESIDE_THE_OUTPUT}"
+    return given
+
+
+def _beside(source: str) -> str:
+    """Names the output after the input: `hist.npy` to `hist_background.npy`, inside a ROOT file likewise."""
+    file, separator, inside = source.partition(".root:")
+    if separator:
+        return f"{file}_background.root:{inside}"
+    path = Path(source)
+    return str(path.with_name(f"{path.stem}_background{path.suffix}"))
+
+
+def _draw(fit: Any) -> Any:
+    from specfit import plots
+
+    if not fit.spectrum.is_batch:
+        return fit.plot()
+    return plots.draw_examples([fit[i] for i in range(min(6, len(fit.background)))])
+
+
+def _print_table(summary: list[dict[str, Any]], written: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    if len(summary) == 1:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in _rows(summary[0]).items():
+            table.add_row(name, value)
+    else:
+        table = Table(box=None, pad_edge=False)
+        for name in ("spectrum", *_rows(summary[0])):
+            table.add_column(name, overflow="fold")
+        for i, one in enumerate(summary[:ROWS_SHOWN]):
+            table.add_row(str(i), *_rows(one).values())
+    console.print(table)
+    if len(summary) > ROWS_SHOWN:
+        console.print(f"... and {len(summary) - ROWS_SHOWN} more spectra; --json prints them all")
+    for name, path in written.items():
+        console.print(f"{name} written to {path}")
+
+
+def _rows(one: dict[str, Any]) -> dict[str, str]:
+    low, high = one["largest_excess_low"], one["largest_excess_high"]
+    masked = one["masked_bins"]
+    rows = {
+        "events": f"{one['events']:.6g}" + (" (weighted)" if one["weighted"] else ""),
+        "bins": str(one["bins"]),
+        "deviance / ndf": f"{one['deviance']:.1f} / {one['ndf']:.1f}",
+        "p-value": f"{one['p_value']:.3g}",
+        "largest excess": f"{one['largest_excess']:+.2f} sigma in {low:g} to {high:g}",
+        "masked bins": f"{len(masked)}" + (f": {', '.join(map(str, masked))}" if masked else ""),
+        "note": one["message"],
+    }
+    if not one["converged"]:
+        rows["converged"] = "no"
+    return rows
+
+
+@contextlib.contextmanager
+def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _range(name: str, text: str) -> list[float]:
+    numbers = _numbers(name, text, ":", None)
+    if len(numbers) not in (1, 2):
+        raise InputError(f"--{name.replace('_', '-')}: a number or low:high is expected, {text!r} came")
+    return [numbers[0], numbers[-1]]
+
+
+def _numbers(name: str, text: str, separator: str, n: int | None) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(separator)]
+    except ValueError:
+        numbers = []
+    if not numbers or (n is not None and len(numbers) != n):
+        expected = f"{n} numbers separated by {separator!r}" if n else f"numbers separated by {separator!r}"
+        raise InputError(f"--{name.replace('_', '-')}: {expected} are expected, {text!r} came")
+    return numbers
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

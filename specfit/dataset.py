@@ -1,0 +1,98 @@
+"""Sampled spectra on disk: a folder of plain `.npy` arrays that numpy can memory-map, and a card that says what they are.
+
+`counts.npy`, `background.npy` and `signal.npy` have shape `(size, n_bins)`, float32, in events per bin; `edges.npy` has
+`(n_bins + 1,)`, float64. Spectra are drawn in chunks, each from a seed of its own, into a folder beside the wanted one
+that is renamed when it is complete: a stopped run goes on where it was, with the same spectra as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CHUNK", "write_dataset"]
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from specfit.errors import InputError
+from specfit.generator import Batch, SpectrumGenerator
+
+CHUNK = 8192
+"""Spectra that are drawn from one seed."""
+
+
+def write_dataset(
+    generator: SpectrumGenerator,
+    folder: str | Path,
+    *,
+    size: int,
+    seed: int,
+    card: dict[str, Any],
+    progress: Callable[[int], None] = lambda _: None,
+) -> Path:
+    """Draws spectra into a folder.
+
+    Args:
+        generator: What is sampled.
+        folder: Where the arrays go; must not exist.
+        size: Number of spectra.
+        seed: Decides every spectrum.
+        card: What the spectra are, as plain data; a stopped run is continued only with an equal card.
+        progress: Called with the number of spectra that are on disk.
+
+    Raises:
+        InputError: The folder exists, a stopped run there is another one, or `size` is not positive.
+    """
+    folder = Path(folder)
+    if size < 1:
+        raise InputError(f"size: at least 1 spectrum is expected, {size} came")
+    if folder.exists():
+        raise InputError(f"folder: {folder} exists already; choose another name or delete it")
+    partial = folder.with_name(folder.name + ".partial")
+    whole_card = {"size": size, "seed": seed, "edges": generator.edges.tolist()} | card
+    done = _start_or_continue(partial, generator, size, whole_card)
+    arrays = {name: open_memmap(partial / f"{name}.npy", mode="r+") for name in Batch._fields}
+    progress(done)
+    while done < size:
+        batch = generator.sample(min(CHUNK, size - done), rng=_rng(seed, done // CHUNK))
+        for name, array in arrays.items():
+            array[done : done + len(batch.counts)] = getattr(batch, name).numpy()
+            array.flush()
+        done += len(batch.counts)
+        _write_json(partial / "progress.json", {"done": done})
+        progress(done)
+    (partial / "progress.json").unlink()
+    partial.rename(folder)
+    return folder
+
+
+def _start_or_continue(partial: Path, generator: SpectrumGenerator, size: int, card: dict[str, Any]) -> int:
+    """Returns how many spectra are on disk already, after making the arrays for a new run."""
+    if (partial / "progress.json").exists():
+        before = json.loads((partial / "card.json").read_text())
+        if before != json.loads(json.dumps(card)):
+            raise InputError(f"folder: {partial} holds a stopped run with other settings; repeat those or delete it")
+        return int(json.loads((partial / "progress.json").read_text())["done"])
+    partial.mkdir(parents=True, exist_ok=True)
+    np.save(partial / "edges.npy", generator.edges.numpy())
+    for name in Batch._fields:
+        open_memmap(partial / f"{name}.npy", mode="w+", dtype=np.float32, shape=(size, generator.n_bins)).flush()
+    _write_json(partial / "card.json", card)
+    _write_json(partial / "progress.json", {"done": 0})
+    return 0
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _rng(seed: int, chunk: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed, chunk)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
