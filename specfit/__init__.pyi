@@ -1,6 +1,7 @@
+from . import io as io
 from . import net as net
-from .arrays import InputError as InputError
 from .background_fit import BackgroundFit as BackgroundFit
+from .errors import InputError as InputError
 from .functional import functional_fit as functional_fit
 from .generator import Batch as Batch
 from .generator import SignalPrior as SignalPrior

@@ -6,7 +6,7 @@ goes back as numpy if no tensor was among the arguments.
 
 from __future__ import annotations
 
-__all__ = ["ArrayLike", "InputError", "as_float64", "same_kind"]
+__all__ = ["ArrayLike", "as_float64", "same_kind"]
 
 import functools
 import inspect

@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,6 +23,7 @@ from specfit.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+STOPPED = 130  # what typer makes of Ctrl-C
 BESIDE_THE_OUTPUT = "beside the output"
 ROWS_SHOWN = 10
 
@@ -43,9 +44,10 @@ def main() -> None:
     except (InputError, OSError) as error:
         _say(f"specfit: error: {_one_line(error)}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("specfit: stopped; nothing is half-written, the same command starts again or continues")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            _say("specfit: stopped; nothing is half-written, the same command starts again or continues")
+        raise
 
 
 @app.callback(invoke_without_command=True)
@@ -79,8 +81,9 @@ def predict(
         typer.Option(metavar="[PATH]", help="Draw data, background and pulls; without PATH beside the output."),
     ] = None,
     refit: Annotated[
-        bool, typer.Option(help="Mask discrepant bins and fit again, so that a signal does not pull the fit.")
-    ] = True,
+        str, typer.Option(metavar="RULE", help="What masks a signal before the last fit: `windows` or `talk`.")
+    ] = "windows",
+    no_refit: Annotated[bool, typer.Option("--no-refit", help="Fit the data as they are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
 ) -> None:
     """Fit the background of a spectrum (or of every row of a 2-d array).
@@ -93,7 +96,9 @@ def predict(
     from specfit.inference import SpectrumFitter
 
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
-    fit = fitter.fit(spectrum, None if edges is None else io.parse_edges(edges), refit=refit)
+    fit = fitter.fit(
+        spectrum, None if edges is None else io.parse_edges(edges), refit=None if no_refit else cast(Any, refit)
+    )
     target = out or _beside(spectrum)
     if Path(target).resolve() == Path(spectrum).resolve():
         raise InputError(f"--out: {target} is the input itself; choose another name")
@@ -245,7 +250,8 @@ def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)
 

@@ -1,4 +1,4 @@
-"""Sampled spectra on disk: a folder of plain `.npy` arrays that numpy can memory-map, and a card that says what they are.
+"""Sampled spectra on disk: a folder of plain `.npy` arrays that numpy can memory-map, and a card of what they are.
 
 `counts.npy`, `background.npy` and `signal.npy` have shape `(size, n_bins)`, float32, in events per bin; `edges.npy` has
 `(n_bins + 1,)`, float64. Spectra are drawn in chunks, each from a seed of its own, into a folder beside the wanted one

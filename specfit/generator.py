@@ -9,8 +9,8 @@ and then normalised, every parameter is drawn independently and uniformly from i
 be injected. Data are Poisson counts around background plus signal.
 
 Densities are integrated over bins, by a quadrature whose number of nodes per bin is planned at construction over the
-ranges, relative to the largest density, so that no component is too steep. One `torch.Generator` makes a stream reproducible; its
-device decides where the work is done.
+ranges, relative to the largest density, so that no component is too steep. One `torch.Generator` makes a stream
+reproducible; its device decides where the work is done.
 
 Source: S. Calvet, "Fitting a spectrum using ML" (2021): the form, the ranges, the totals. The normalisation of the
 components and the distribution of the fractions are not in the source and are our choice.
@@ -22,6 +22,7 @@ __all__ = ["Batch", "Components", "SignalPrior", "SpectrumGenerator"]
 
 import copy
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,9 +39,10 @@ Range = Sequence[float]
 
 # A bin is planned to be integrated to this share of itself, or to this share of the whole spectrum if that is larger.
 RELATIVE_ERROR, ERROR_OF_TOTAL = 1e-5, 1e-9
-NODES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+NODES, NODES_OF_REFERENCE = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64), 128
 # So many mixture components are evaluated at a time: their arrays then stay in the processor's cache.
 COMPONENTS_AT_A_TIME = 1024
+SMALLEST_FRACTION = 2.0**-25
 
 
 class Components(NamedTuple):
@@ -95,7 +97,8 @@ class SignalPrior:
             raise InputError("signal: give exactly one of events and strength")
         _check_range("mass", self.mass, above=0.0)
         _check_range("relative_width", self.relative_width, above=0.0)
-        _check_range("events" if self.events else "strength", self.events or self.strength or (0, 0), least=0.0)
+        name = "strength" if self.events is None else "events"
+        _check_range(name, getattr(self, name), least=0.0)
 
     def sample(self, background: Tensor, edges: Tensor, *, rng: torch.Generator) -> Tensor:
         """Draws the expected signal events per bin, shape `(size, n_bins)`, for backgrounds of that shape."""
@@ -177,10 +180,7 @@ class SpectrumGenerator:
         """
         background = self.sample_background(size, rng=rng)
         edges = self.edges.to(background.device)
-        if self.signal is None:
-            signal = torch.zeros_like(background)
-        else:
-            signal = self.signal.sample(background, edges, rng=rng)
+        signal = self.signal.sample(background, edges, rng=rng) if self.signal else torch.zeros_like(background)
         return Batch(torch.poisson(background + signal, generator=rng), background, signal)
 
     def stream(self, batch_size: int, *, rng: torch.Generator) -> Iterator[Batch]:
@@ -190,6 +190,8 @@ class SpectrumGenerator:
 
     def sample_components(self, size: int, *, rng: torch.Generator) -> Components:
         """Draws the parameters of `size` backgrounds on the device of `rng`."""
+        if size < 1:
+            raise InputError(f"size: at least 1 spectrum is expected, {size} came")
         device = rng.device
         low, high = self.n_backgrounds
         if low == high:
@@ -197,9 +199,10 @@ class SpectrumGenerator:
         else:
             n = low + torch.multinomial(self.weights.to(device), size, replacement=True, generator=rng)
         owner = torch.repeat_interleave(torch.arange(size, device=device), n)
-        parameters = [_uniform(pair, len(owner), rng=rng) for pair in self.ranges.values()]
-        fraction = torch.rand(len(owner), generator=rng, device=device)
-        return Components(owner, *parameters, fraction, _uniform(self.total, size, rng=rng))
+        rho, alpha, mu, sigma = (_uniform(pair, len(owner), rng=rng) for pair in self.ranges.values())
+        # One draw in 17 million is exactly 0: a spectrum of one such component would be 0 / 0.
+        fraction = torch.rand(len(owner), generator=rng, device=device).clamp(min=SMALLEST_FRACTION)
+        return Components(owner, rho, alpha, mu, sigma, fraction, _uniform(self.total, size, rng=rng))
 
     def sample_background(self, size: int, *, rng: torch.Generator) -> Tensor:
         """Draws expected backgrounds, shape `(size, n_bins)`, float32, in events per bin."""
@@ -266,25 +269,28 @@ def _plan_quadrature(edges: Tensor, ranges: dict[str, Range]) -> tuple[Tensor, T
         `(n_nodes, n_bins)`, both float32.
     """
     grid = [
-        torch.linspace(*pair, n, dtype=torch.float64) for pair, n in zip(ranges.values(), (7, 5, 2, 2), strict=True)
+        torch.linspace(low, high, n, dtype=torch.float64)
+        for (low, high), n in zip(ranges.values(), (7, 5, 2, 2), strict=True)
     ]
-    probes = torch.cartesian_prod(*grid).T  # (4, n_probes)
-    log_exact = ErfExp(*probes, nodes_per_bin=64).log_bins(edges)
+    rho, alpha, mu, sigma = torch.cartesian_prod(*grid).unbind(-1)  # (n_probes,) each
+    log_exact = ErfExp(rho, alpha, mu, sigma, nodes_per_bin=NODES_OF_REFERENCE).log_bins(edges)
     norm = torch.logsumexp(log_exact, -1, keepdim=True)
     exact = (log_exact - norm).exp()
     n_bins = len(edges) - 1
     chosen = torch.full((n_bins,), NODES[-1])
-    for n in reversed(NODES):
-        share = (ErfExp(*probes, nodes_per_bin=n).log_bins(edges) - norm).exp()
+    is_open = torch.ones(n_bins, dtype=torch.bool)
+    for n in NODES:
+        share = (ErfExp(rho, alpha, mu, sigma, nodes_per_bin=n).log_bins(edges) - norm).exp()
         good = ((share - exact).abs() <= (RELATIVE_ERROR * exact).clamp(min=ERROR_OF_TOTAL)).all(0)
-        chosen = torch.where(good & (chosen >= n), n, chosen)
-    nodes, weights = [], torch.zeros(int(chosen.sum()), n_bins, dtype=torch.float64)
-    for i, n in enumerate(chosen.tolist()):
-        x, log_weight = quadrature(edges[i : i + 2], n)
-        start = sum(len(part) for part in nodes)
-        weights[start : start + n, i] = log_weight[0].exp()
-        nodes.append(x[0])
-    return torch.cat(nodes).float(), weights.float()
+        chosen[is_open & good] = n
+        is_open &= ~good
+        if not is_open.any():
+            break
+    rules = [quadrature(edges[i : i + 2], n) for i, n in enumerate(chosen.tolist())]
+    nodes = torch.cat([x[0] for x, _ in rules])
+    weights = torch.zeros(len(nodes), n_bins, dtype=torch.float64)
+    weights[torch.arange(len(nodes)), torch.repeat_interleave(chosen)] = torch.cat([w[0] for _, w in rules]).exp()
+    return nodes.float(), weights.float()
 
 
 def _uniform(pair: Range, size: int, *, rng: torch.Generator) -> Tensor:
@@ -301,22 +307,31 @@ def _check_edges(edges: Tensor) -> Tensor:
 
 
 def _check_range(name: str, pair: Range, *, above: float = -math.inf, least: float = -math.inf) -> None:
-    if len(pair) != 2 or not all(math.isfinite(v) for v in pair) or pair[0] > pair[1]:
-        raise InputError(f"{name}: a range (low, high) with low <= high is expected, {tuple(pair)} came")
-    if pair[0] <= above or pair[0] < least:
-        raise InputError(f"{name}: must be above {max(above, least):g}, the range {tuple(pair)} came")
+    try:
+        low, high = (float(end) for end in pair)
+    except (TypeError, ValueError):  # not two numbers
+        low, high = math.nan, math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise InputError(f"{name}: a range (low, high) with low <= high is expected, {pair} came")
+    if low <= above:
+        raise InputError(f"{name}: must be above {above:g}, the range {pair} came")
+    if low < least:
+        raise InputError(f"{name}: must be at least {least:g}, the range {pair} came")
 
 
 def _check_n_backgrounds(n: int | Sequence[int]) -> tuple[int, int]:
-    low, high = (n, n) if isinstance(n, int) else tuple(n)
+    try:
+        low, high = (n, n) if isinstance(n, int) else (operator.index(end) for end in n)
+    except (TypeError, ValueError):  # not two whole numbers
+        low, high = 0, 0
     if not 1 <= low <= high:
-        raise InputError(f"n_backgrounds: a number or a range of numbers from 1 upwards is expected, {n} came")
+        raise InputError(f"n_backgrounds: a whole number or a range of them from 1 upwards is expected, {n} came")
     return low, high
 
 
 def _check_weights(weights: Sequence[float] | None, n_backgrounds: tuple[int, int]) -> Tensor:
     expected = n_backgrounds[1] - n_backgrounds[0] + 1
     chosen = torch.ones(expected) if weights is None else torch.tensor(list(weights), dtype=torch.float32)
-    if len(chosen) != expected or not (chosen >= 0).all() or not chosen.sum() > 0:
+    if len(chosen) != expected or not ((chosen >= 0) & chosen.isfinite()).all() or not chosen.sum() > 0:
         raise InputError(f"weights: {expected} numbers >= 0, not all zero, are expected, {weights} came")
     return chosen

@@ -19,12 +19,12 @@ from specfit import io
 from specfit.arrays import ArrayLike, as_float64
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
-from specfit.fitter import Refit, refit_talk
+from specfit.fitter import Refit, refit_talk, refit_windows
 from specfit.net import BackgroundNet, Prediction
 from specfit.spectrum import Spectrum
 
-RefitRule = Literal["talk"] | bool | None
-REFITS = ("talk",)
+RefitRule = Literal["windows", "talk"] | bool | None
+REFITS = ("windows", "talk")
 """Rules that `refit` can name; True takes the first."""
 
 # Spectra that are fitted at a time: large enough to keep the processor busy, small enough for its cache.
@@ -69,8 +69,9 @@ class SpectrumFitter:
         Args:
             spectrum: A Spectrum, counts of shape `(n_bins,)` or `(m, n_bins)`, or anything that `specfit.read` takes.
             edges: Bin edges for bare counts; the checkpoint's own if left out and the length fits.
-            refit: `"talk"` masks discrepant bins one by one, True takes the default rule (`"talk"`), None or False fits
-                the data as they are.
+            refit: `"windows"` masks what is significant with the looking counted, `"talk"` masks bin by bin down to
+                one standard deviation (see `specfit.fitter`); True takes `"windows"`, None or False fits the data as
+                they are.
 
         Raises:
             EdgesMismatchError: The edges are not those of the checkpoint; says how to train for them.
@@ -80,7 +81,7 @@ class SpectrumFitter:
         self._check_edges(read.edges)
         counts = read.counts.view(-1, read.n_bins)
         scale = _events_scale(read)  # (m, 1): content units per event
-        results = [self._fit_some(part, rule) for part in (counts / scale).split(SPECTRA_AT_A_TIME)]
+        results = [self._fit_some(part, rule) for part in torch.split(counts / scale, SPECTRA_AT_A_TIME)]
         prediction = Prediction(*(torch.cat(parts) for parts in zip(*(p for p, _ in results), strict=True)))
         masks, iterations = (torch.cat([getattr(r, name) for _, r in results]) for name in ("mask", "iterations"))
         converged = prediction.background.isfinite().all(-1) & (prediction.background > 0).all(-1)
@@ -99,14 +100,22 @@ class SpectrumFitter:
     @torch.no_grad()
     def _fit_some(self, counts: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
         counts = counts.float().to(self.device)
-        if rule == "talk":
-            refit = refit_talk(lambda c: self.net(c), counts)
-        else:
-            refit = Refit(
-                counts, torch.zeros_like(counts, dtype=torch.bool), torch.zeros(len(counts)).long(), "no refit"
+        prediction = self.net.predict(counts)
+        if rule is None:
+            return _on_cpu(prediction), Refit(
+                counts, torch.zeros_like(counts).bool().cpu(), torch.zeros(len(counts)).long(), "no refit"
             )
-        prediction = self.net.predict(refit.counts)
-        return Prediction(*(t.cpu() for t in prediction)), refit._replace(mask=refit.mask.cpu())
+        if rule == "talk":
+            refit = refit_talk(self.net, counts)
+        else:
+            refit = refit_windows(lambda data, mask: self.net.predict(data, mask=mask), counts, prediction)
+        changed = refit.iterations > 0
+        if changed.any():
+            # The talk's rule asks the net about replaced data; only the rule that masks leaves them out.
+            mask = None if rule == "talk" else refit.mask[changed]
+            for whole, part in zip(prediction, self.net.predict(refit.counts[changed], mask=mask), strict=True):
+                whole[changed] = part
+        return _on_cpu(prediction), refit._replace(mask=refit.mask.cpu(), iterations=refit.iterations.cpu())
 
     def _check_edges(self, edges: Tensor) -> None:
         own = self.edges
@@ -144,6 +153,10 @@ def smooth_background(
     """
     fit = SpectrumFitter.from_checkpoint(checkpoint).fit(spectrum, edges, refit=refit)
     return io.like(spectrum, fit.to_spectrum())
+
+
+def _on_cpu(prediction: Prediction) -> Prediction:
+    return Prediction(*(part.cpu() for part in prediction))
 
 
 def _check_refit(refit: RefitRule) -> str | None:

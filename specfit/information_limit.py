@@ -1,9 +1,10 @@
 r"""The smallest error that any estimator can reach on a generator's spectra: the local Bayesian bound.
 
-At each truth, with :math:`J` the Jacobian of the expected counts in the generator's parameters divided by the root of the
-truth, and :math:`P` the precision of the prior (12 / range squared for a uniform one), the error of an efficient
-estimator has the covariance :math:`J (J^T J + P)^{-1} J^T` in units of the statistical error. Its trace is the effective
-number of parameters :math:`p_\mathrm{eff}`, and :math:`\mathrm{RMS} = \sqrt{p_\mathrm{eff} / n_\mathrm{bins}}`.
+At each truth, with :math:`J` the Jacobian of the expected counts in the generator's parameters divided by the root of
+the truth, and :math:`P` the precision of the prior (12 / range squared for a uniform one), the error of an efficient
+estimator has the covariance :math:`J (J^T J + P)^{-1} J^T` in units of the statistical error. Its trace is the
+effective number of parameters :math:`p_\mathrm{eff}`, and
+:math:`\mathrm{RMS} = \sqrt{p_\mathrm{eff} / n_\mathrm{bins}}`.
 
 An RMS means nothing without its binning: quote RMS / limit. Only bins with more than half an expected event count.
 
@@ -50,7 +51,7 @@ def information_limit(generator: SpectrumGenerator, *, size: int = 300, rng: tor
     drawn = generator.sample_components(size, rng=rng)
     variance, used = torch.zeros(size, generator.n_bins).double(), torch.zeros(size, generator.n_bins, dtype=torch.bool)
     n = torch.bincount(drawn.owner, minlength=size)
-    for n_components in n.unique().tolist():
+    for n_components in sorted(set(n.tolist())):
         rows = (n == n_components).nonzero().flatten()
         for some in rows.split(64):  # bounds the memory of the Jacobian
             truth, jacobian = _truth_and_jacobian(generator, drawn, some, n_components)
@@ -71,15 +72,16 @@ def _truth_and_jacobian(generator: SpectrumGenerator, drawn: Components, rows: T
     fraction = drawn.fraction[of_rows].double().view(-1, n, 1)
     total = drawn.total[rows].double()[:, None]
 
-    def components(*values: Tensor) -> Tensor:  # (m, n, n_bins), each normalised over the range
-        return torch.softmax(ErfExp(*values).log_bins(generator.edges.double()), -1)
+    def components(rho: Tensor, alpha: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+        # (m, n, n_bins), each normalised over the range
+        return torch.softmax(ErfExp(rho, alpha, mu, sigma).log_bins(generator.edges), -1)
 
     # No component depends on the parameters of another: one forward-mode derivative a parameter serves all.
     derivatives = []
     for i, (low, high) in enumerate(generator.ranges.values()):
         direction = tuple(torch.full_like(p, (high - low) * (i == j)) for j, p in enumerate(parameters))
-        shapes, derivative = torch.func.jvp(components, parameters, direction)
-        derivatives.append(derivative)
+        derivatives.append(torch.func.jvp(components, parameters, direction)[1])
+    shapes = components(*parameters)
     share = fraction / fraction.sum(1, keepdim=True)
     mixture = (share * shapes).sum(1)
     by_fraction = (shapes - mixture[:, None]) / fraction.sum(1, keepdim=True)
@@ -93,4 +95,5 @@ def _bound(truth: Tensor, jacobian: Tensor, used: Tensor) -> Tensor:
     prior = torch.full((jacobian.shape[-1],), UNIFORM_PRECISION, dtype=torch.float64)
     prior[-1] = LOG_TOTAL_PRECISION
     covariance = torch.linalg.inv(scaled.mT @ scaled + torch.diag(prior))
-    return ((scaled @ covariance) * scaled).sum(-1)
+    variance: Tensor = ((scaled @ covariance) * scaled).sum(-1)
+    return variance

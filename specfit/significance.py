@@ -35,7 +35,8 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from specfit.arrays import InputError, same_kind
+from specfit.arrays import same_kind
+from specfit.errors import InputError
 
 # Fewer expected events than this are taken as this many, so that every power of it that a gradient needs is an
 # ordinary float64 number.

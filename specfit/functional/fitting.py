@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from specfit import io
-from specfit.arrays import ArrayLike, InputError
+from specfit.arrays import ArrayLike
 from specfit.background_fit import BackgroundFit
+from specfit.errors import InputError
 from specfit.functional.likelihood import Array, ErfExpRanges, Likelihood, parameter_names
 from specfit.functional.points import expected_events, plan_nodes, points_of_mean_density
 from specfit.functional.search import SMALLEST_SHARE, Found, search, starting_points

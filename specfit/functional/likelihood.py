@@ -18,7 +18,7 @@ import numpy.typing as npt
 import scipy.special
 from torch import Tensor
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 
 Array = npt.NDArray[np.float64]
 
@@ -153,7 +153,7 @@ class Likelihood:
         _, rho, alpha, mu, sigma = self.parameters(position).T[:, :, None, None]  # (n_components, 1, 1) each
         near = slice(self._n_turn_on)
         fall = np.exp(rho * self._log_x) / alpha  # (n_components, n_points, n_bins)
-        z = (self._x[:, near] - mu) / sigma
+        z = np.minimum((self._x[:, near] - mu) / sigma, PLATEAU)
         # One special function serves both: Phi(z) = erfcx exp(-z^2 / 2) / 2, and the derivative of its log.
         erfcx = scipy.special.erfcx(-math.sqrt(0.5) * z)
         hazard = math.sqrt(2 / math.pi) / erfcx

@@ -18,6 +18,10 @@ SMALLEST_SHARE = 1e-9
 SAME_MINIMUM = 0.01
 # Fisher scoring stops after so many steps, or after 3 in a row that each gain less than this.
 MOST_STEPS, SMALLEST_GAIN = 200, 1e-5
+# A step moves no entry of a position further: the first ones are wild, and where a turn-on is lost it is lost for good.
+LONGEST_STEP = 0.25
+# A parameter whose whole range changes the likelihood by less than about this is left where it is.
+FLAT = 1e-4
 
 
 class Found(NamedTuple):
@@ -63,14 +67,10 @@ def _descend(likelihood: Likelihood, position: Array) -> tuple[float, Array]:
     low, high = _box(len(position))
     point, damping, idle = likelihood.evaluate(position), 1e-3, 0
     for _ in range(MOST_STEPS):
-        pinned = ((position <= low) & (point.gradient > 0)) | ((position >= high) & (point.gradient < 0))
-        free = np.flatnonzero(~pinned)
-        matrix = point.fisher[np.ix_(free, free)]
         # The constants keep directions solvable of which the data say nothing.
-        matrix += np.diag(damping * (matrix.diagonal() + 1e-6) + 1e-9)
-        trial = position.copy()
-        trial[free] -= np.linalg.solve(matrix, point.gradient[free])
-        trial = trial.clip(low, high)
+        matrix = point.fisher + np.diag(damping * (point.fisher.diagonal() + 1e-6) + 1e-9)
+        near = np.maximum(low, position - LONGEST_STEP), np.minimum(high, position + LONGEST_STEP)
+        trial = _step_in_box(position, point.gradient, matrix, *near)
         there = likelihood.evaluate(trial)
         if there.nll < point.nll:
             idle = idle + 1 if point.nll - there.nll < SMALLEST_GAIN else 0
@@ -80,6 +80,21 @@ def _descend(likelihood: Likelihood, position: Array) -> tuple[float, Array]:
         if idle == 3 or damping > 1e8:
             break
     return point.nll, position
+
+
+def _step_in_box(position: Array, gradient: Array, matrix: Array, low: Array, high: Array) -> Array:
+    """Goes to the minimum of the quadratic form; what would leave the box stops at its limit, and the rest adapts."""
+    trial = position.copy()
+    free = ~((position <= low) & (gradient > 0) | (position >= high) & (gradient < 0))
+    while free.any():
+        pull = gradient[free] + matrix[np.ix_(free, ~free)] @ (trial - position)[~free]
+        trial[free] = position[free] - np.linalg.solve(matrix[np.ix_(free, free)], pull)
+        inside = trial.clip(low, high)
+        free &= trial == inside
+        if (trial == inside).all():
+            break
+        trial = inside
+    return trial
 
 
 def _minimise(likelihood: Likelihood, position: Array) -> tuple[Array, str]:
@@ -101,8 +116,9 @@ def _minimise(likelihood: Likelihood, position: Array) -> tuple[Array, str]:
     )
     minuit.errordef, minuit.strategy = Minuit.LIKELIHOOD, 0
     minuit.limits = list(zip(low, high, strict=True))
-    # In Minuit's map of limited parameters the likelihood has no slope at a limit.
-    minuit.fixed = (position <= low) | (position >= high)
+    # In Minuit's map of limited parameters the likelihood has no slope at a limit; nor may it divide by no curvature.
+    is_flat = likelihood.evaluate(position).fisher.diagonal() < FLAT
+    minuit.fixed = (position <= low) | (position >= high) | is_flat
     minuit.migrad()
     values = np.array(minuit.values)
     if minuit.valid:

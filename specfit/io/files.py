@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 
 # How a file of each kind begins. Text has no such mark.
 FIRST_BYTES = {".npy": b"\x93NUMPY", ".npz": b"PK", ".root": b"root"}

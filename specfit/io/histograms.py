@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 from specfit.io.raw import RawSpectrum, join_bins
 from specfit.spectrum import Spectrum
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 from specfit.io.files import Place
 from specfit.io.raw import RawSpectrum
 from specfit.spectrum import Spectrum

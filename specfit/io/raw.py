@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from specfit.arrays import ArrayLike, InputError
+from specfit.arrays import ArrayLike
+from specfit.errors import InputError
 
 # Published tables round their edges: a gap of this share of the narrower bin is rounding, a larger one a missing bin.
 JOIN_TOLERANCE = 1e-3

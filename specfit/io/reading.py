@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specfit.arrays import ArrayLike, InputError, as_float64
+from specfit.arrays import ArrayLike, as_float64
+from specfit.errors import InputError
 from specfit.io.files import Place, check_readable, locate
 from specfit.io.histograms import from_histogram, is_histogram
 from specfit.io.numpy_files import read_npy, read_npy_edges, read_npz, read_npz_edges
@@ -70,6 +71,9 @@ def read(
     """
     try:
         raw = _take(source)
+        shape = tuple(np.shape(raw.counts))
+        if len(shape) not in (1, 2):
+            raise InputError(f"counts: shape (n_bins,) or (n_spectra, n_bins) is expected, {shape} came")
         limits = _settle_edges(raw, edges, default_edges)
         if raw.variances is not None and variances is not None:
             raise InputError("variances: the source has its own; leave the argument out")

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specfit.arrays import ArrayLike, InputError
+from specfit.arrays import ArrayLike
+from specfit.errors import InputError
 from specfit.io.files import Place
 from specfit.io.histograms import from_histogram, is_histogram, to_hist
 from specfit.io.raw import RawSpectrum

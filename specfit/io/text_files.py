@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 from specfit.io.files import Place
 from specfit.io.raw import RawSpectrum, join_bins
 from specfit.spectrum import Spectrum

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 from specfit.io.files import Place, locate, replacing
 from specfit.io.histograms import is_histogram, refill
 from specfit.io.numpy_files import write_npy, write_npz

@@ -46,8 +46,14 @@ class BackgroundNet(nn.Module, ABC):
         """Computes the background of each stage of refinement, each of shape `(m, n_bins)`; the last is the answer."""
 
     @abstractmethod
-    def predict(self, counts: Tensor) -> Prediction:
-        """Computes the background with its error."""
+    def predict(self, counts: Tensor, *, mask: Tensor | None = None) -> Prediction:
+        """Computes the background with its error.
+
+        Args:
+            counts: Events per bin, shape `(m, n_bins)`; masked bins hold a guess of the background.
+            mask: True for bins whose content is a guess and not data, shape `(m, n_bins)`. A net with a likelihood
+                leaves them out; others can only take the guess.
+        """
 
     def forward(self, counts: Tensor) -> Tensor:
         """Computes the background, shape `(m, n_bins)`."""
@@ -65,12 +71,11 @@ def propagate_poisson_errors(net: Callable[[Tensor], Tensor], counts: Tensor) ->
         net: Maps counts of shape `(m, n_bins)` to backgrounds of that shape, each row for itself.
         counts: Shape `(m, n_bins)`.
     """
-
-    def one(row: Tensor) -> tuple[Tensor, Tensor]:
-        background = net(row[None])[0]
-        return background, background
-
-    jacobian, background = torch.func.vmap(torch.func.jacrev(one, has_aux=True))(counts)  # (m, n_bins, n_bins)
-    jacobian, background = jacobian.double(), background.double()
+    with torch.enable_grad():
+        counts = counts.detach().requires_grad_()
+        background = net(counts)
+        # No row depends on another, so one backward pass gives a bin's derivatives for all rows.
+        rows = [torch.autograd.grad(bin_.sum(), counts, retain_graph=True)[0] for bin_ in background.unbind(-1)]
+    jacobian, background = torch.stack(rows, 1).double(), background.detach().double()  # (m, n_bins, n_bins)
     factor = jacobian * background.sqrt()[:, None, :]
     return Prediction(background, factor, jacobian.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=0.0))

@@ -47,7 +47,7 @@ class TalkNet(BackgroundNet):
         features = torch.relu(self.hidden(counts))
         return [torch.softmax(self.out(features), -1) * counts.sum(-1, keepdim=True)]
 
-    def predict(self, counts: Tensor) -> Prediction:
+    def predict(self, counts: Tensor, *, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002 (no likelihood)
         """Computes the background and propagates the Poisson errors of the counts."""
         return propagate_poisson_errors(self.forward, counts)
 
@@ -84,7 +84,7 @@ class DenseNet(BackgroundNet):
         shape = torch.softmax(self.out(self.trunk(counts)), -1)
         return [shape * counts.sum(-1, keepdim=True)]
 
-    def predict(self, counts: Tensor) -> Prediction:
+    def predict(self, counts: Tensor, *, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002 (no likelihood)
         """Computes the background and propagates the Poisson errors of the counts."""
         return propagate_poisson_errors(self.forward, counts)
 

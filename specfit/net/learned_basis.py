@@ -10,10 +10,11 @@ with :math:`c` at the posterior mode of the Poisson likelihood, found by a few d
 the log rate whose mean and low-rank kernel are made for this spectrum, so the covariance of the fit comes in closed
 form, :math:`\mathrm{Cov}(\ln\lambda) = B (B^T W B + 1)^{-1} B^T`.
 
-A second stage reads the smooth answer of the first and places its basis precisely. From the residuals of the data it also
-writes a weight :math:`g \in (0, 1)` for each bin (:math:`W = \mathrm{diag}(g \lambda)`, the data enter as
-:math:`g (d - \lambda)`): how far a bin is believed, so that a bump does not pull the background. Both stages are trained
-end to end through the Newton steps. The normal equations are float64: in float32 the 1 beside a million events a bin is lost.
+A second stage reads the smooth answer of the first and places its basis precisely. From the residuals of the data it
+also writes a weight :math:`g \in (0, 1)` for each bin (:math:`W = \mathrm{diag}(g \lambda)`, the data enter as
+:math:`g (d - \lambda)`): how far a bin is believed, so that a bump does not pull the background. Both stages are
+trained end to end through the Newton steps. The normal equations are float64: in float32 the 1 beside a million events
+a bin is lost.
 """
 
 from __future__ import annotations
@@ -72,16 +73,18 @@ class LearnedBasisNet(BackgroundNet):
         """Computes the background after each stage."""
         return [log_rate.exp().float() for log_rate in self._run(counts, self.newton_steps)[0]]
 
-    def predict(self, counts: Tensor) -> Prediction:
-        """Computes the background and its covariance in closed form."""
-        log_rates, basis, weight = self._run(counts, STEPS_AT_INFERENCE)
+    def predict(self, counts: Tensor, *, mask: Tensor | None = None) -> Prediction:
+        """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
+        log_rates, basis, weight = self._run(counts, STEPS_AT_INFERENCE, mask)
         rate = log_rates[-1].exp()
         cholesky = precision_cholesky(basis, weight * rate)
         half = torch.linalg.solve_triangular(cholesky, basis.mT, upper=False).mT  # (m, n_bins, k)
         n_parameters = (half.square().sum(-1) * weight * rate).sum(-1)
         return Prediction(rate, half * rate[..., None], n_parameters)
 
-    def _run(self, counts: Tensor, newton_steps: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _run(
+        self, counts: Tensor, newton_steps: int, mask: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Returns the log rates of each stage, and the basis and the weights of the last one; float64."""
         data = counts.double()
         total = counts.sum(-1, keepdim=True).clamp(min=1.0)
@@ -89,6 +92,8 @@ class LearnedBasisNet(BackgroundNet):
         seen, weight = counts, torch.ones_like(data)
         for part in self.parts:
             mean, basis, weight = part(seen, (counts - seen) / seen.clamp(min=1.0).sqrt())
+            if mask is not None:
+                weight = weight.masked_fill(mask, 0.0)
             log_mean = log_rates[-1] + mean
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight, steps=newton_steps))
             seen = log_rates[-1].exp().float()
@@ -102,10 +107,8 @@ class _Stage(nn.Module):
         super().__init__()
         self.n_bins, self.n_basis, self.trunk = n_bins, n_basis, trunk
         self.mean, self.basis, self.log_scale = (nn.Linear(hidden, n) for n in (n_bins, n_bins * n_basis, n_basis))
-        self.belief = nn.Sequential(
-            nn.Linear(hidden + n_bins, GATE_FEATURES), nn.GELU(), nn.Linear(GATE_FEATURES, n_bins)
-        )
-        last = self.belief[-1]
+        first, last = nn.Linear(hidden + n_bins, GATE_FEATURES), nn.Linear(GATE_FEATURES, n_bins)
+        self.belief = nn.Sequential(first, nn.GELU(), last)
         for layer in (self.mean, self.log_scale, last):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -156,11 +159,12 @@ def posterior_mode(log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: T
 
 
 def precision_cholesky(basis: Tensor, information: Tensor) -> Tensor:
-    """Factorises the precision of the coefficients, B^T diag(information) B + 1, shape `(m, k, k)`, lower triangular."""
+    """Factorises the precision of the coefficients, B^T diag(information) B + 1: lower triangular, `(m, k, k)`."""
     precision = (basis * information[..., None]).mT @ basis
     # The unit prior makes it positive definite; the relative term keeps it so to rounding at 1e10 events a bin.
     jitter = 1 + 1e-13 * precision.diagonal(dim1=-2, dim2=-1).amax(-1)
-    return torch.linalg.cholesky(precision + torch.diag_embed(jitter[:, None].expand(-1, precision.shape[-1])))
+    lower: Tensor = torch.linalg.cholesky(precision + torch.diag_embed(jitter[:, None].expand(-1, precision.shape[-1])))
+    return lower
 
 
 def _pixelize(width: int, *, floor: float) -> FlattenHistogramAndNormalize:

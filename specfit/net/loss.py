@@ -1,12 +1,13 @@
 r"""The loss that nets are trained with: AtlasSignificanceNormalized.
 
-The truth is normalised to the prediction, :math:`t = \mathrm{truth} \cdot \sum p / \sum \mathrm{truth}`, and the loss is
+The truth is normalised to the prediction, :math:`t = \mathrm{truth} \cdot \sum p / \sum \mathrm{truth}`, and the
+loss is
 
 .. math:: \mathrm{mean}\left(t \ln \frac{t}{p} - (t - p)\right),
 
-half the Poisson deviance. A net that decides on the total itself is trained without that normalisation, which would reward
-predicting next to nothing. Near the optimum it is half the mean square of :math:`(p - t)/\sqrt{t}`: loss and headline
-figure (RMS in units of the statistical error) are one thing, :math:`\mathrm{RMS} = \sqrt{2\,\mathrm{loss}}`.
+half the Poisson deviance. A net that decides on the total itself is trained without that normalisation, which would
+reward predicting next to nothing. Near the optimum it is half the mean square of :math:`(p - t)/\sqrt{t}`: loss and
+headline figure (RMS in units of the statistical error) are one thing, :math:`\mathrm{RMS} = \sqrt{2\,\mathrm{loss}}`.
 
 Source: S. Calvet, "Fitting a spectrum using ML" (2021); ATL-PHYS-PUB-2020-025 for the significance without uncertainty.
 """

@@ -6,14 +6,14 @@ whatever the order of magnitude. `n_sigma` adds the images of :math:`x + j\sqrt{
 
 Grids:
 
-- `"linear"`: the fraction of the total, from 0 to 1, step 0.01 for 101 pixels. A bin below 1 % of the total lies between
-  the first two nodes: tails stay a linear input.
+- `"linear"`: the fraction of the total, from 0 to 1, step 0.01 for 101 pixels. A bin below 1 % of the total lies
+  between the first two nodes: tails stay a linear input.
 - `"log"`: the logarithm of the fraction, which resolves tails over ten orders of magnitude.
 - `"sqrt"`: the square root of the fraction, in which the Poisson error has the same size everywhere.
 
 What to use when: `FlattenHistogramAndNormalize` makes the image (to look at, to test); `PixelLinear` is a linear layer
-on that image that never builds it: with two active pixels a row it is a weighted sum of two rows of a table, so it costs
-:math:`2 n H` multiplications instead of :math:`n W H`.
+on that image that never builds it: with two active pixels a row it is a weighted sum of two rows of a table, so it
+costs :math:`2 n H` multiplications instead of :math:`n W H`.
 
 Source: S. Calvet, "Fitting a spectrum using ML" (2021), and github.com/sam-cal/PixelateHistogram for the hat function.
 """
@@ -45,9 +45,10 @@ class FlattenHistogramAndNormalize(nn.Module):
         floor: Events that an empty bin counts as on the `"log"` grid.
 
     Example:
-        >>> image = FlattenHistogramAndNormalize()(torch.tensor([[15.0, 85.0]]))
-        >>> image.shape, image[0, 0, 0, 15].item(), image[0, 0, 1, 85].item()
-        (torch.Size([1, 1, 2, 101]), 1.0, 1.0)
+        >>> image = FlattenHistogramAndNormalize(width=5)(torch.tensor([[10.0, 70.0]]))
+        >>> image[0, 0]
+        tensor([[0.5000, 0.5000, 0.0000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.0000, 0.5000, 0.5000]])
     """
 
     def __init__(

@@ -11,7 +11,8 @@ import numpy as np
 import scipy.special
 from torch import Tensor
 
-from specfit.arrays import ArrayLike, InputError, as_float64
+from specfit.arrays import ArrayLike, as_float64
+from specfit.errors import InputError
 from specfit.spectrum import Spectrum
 
 DENSITY_ABOVE = 1.2  # ratio of bin widths

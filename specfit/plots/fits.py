@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specfit.arrays import ArrayLike, InputError
+from specfit.arrays import ArrayLike
+from specfit.errors import InputError
 from specfit.plots.contents import Contents, DrawableFit, is_density
 from specfit.plots.look import BAND, DATA, EMPTY, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
 
 LOG_SIGNIFICANCE_ABOVE = 15.0
 MOST_EXAMPLES = 6
@@ -54,7 +56,7 @@ def draw_fit(
     handles = _draw_panels(contents, top, bottom, font=14)
     _label_panels(fit, top, bottom, x_label=x_label, font=14)
     add_legend(top, handles, title=_quality(fit))
-    _add_title(fit, top, title, font=14)
+    _add_title(fit, top, title)
     return top.figure.figure  # of a sub-figure, the whole
 
 
@@ -74,26 +76,46 @@ def draw_examples(
     Raises:
         InputError: No fit or more than six came, or `truths` or `titles` has another length.
     """
-    from matplotlib.figure import Figure
-
     if not 1 <= len(fits) <= MOST_EXAMPLES:
         raise InputError(f"fits: {len(fits)} came, 1 to {MOST_EXAMPLES} are drawn; take fits[:{MOST_EXAMPLES}]")
     all_truths, all_titles = _one_each(truths, fits, "truths"), _one_each(titles, fits, "titles")
-    columns = 2 if len(fits) in (2, 4) else min(len(fits), 3)
-    rows = math.ceil(len(fits) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.6 * rows + 0.3), layout="constrained")
-    grid = figure.add_gridspec(rows, columns)
+    figure, cells = _grid(len(fits))
     handles: dict[str, Any] = {}
-    for i, (fit, truth, title) in enumerate(zip(fits, all_truths, all_titles, strict=True)):
-        panels = grid[i].subgridspec(2, 1, height_ratios=(3, 1), hspace=0.0)
+    for cell, fit, truth, title in zip(cells, fits, all_truths, all_titles, strict=True):
+        panels = cell.subgridspec(2, 1, height_ratios=(3, 1), hspace=0.08)
         top = figure.add_subplot(panels[0])
         bottom = figure.add_subplot(panels[1], sharex=top)
         handles |= _draw_panels(Contents.of(fit, truth), top, bottom, font=10)
         _label_panels(fit, top, bottom, x_label="", font=9)
         add_legend(top, {}, title=_quality(fit), font=9)
-        _add_title(fit, top, title, font=10)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), fontsize=10, frameon=False)
+        state = "" if bool(fit.converged) else "not converged"
+        top.set_title(": ".join(filter(None, (title, state))), fontsize=10, color=FIT if state else DATA)
+    figure.legend(handles.values(), handles, loc="lower center", ncols=len(handles), fontsize=10, frameon=False)
     return figure
+
+
+def _grid(n: int) -> tuple[Figure, list[SubplotSpec]]:
+    """Places n cells by hand, all lengths in inches: a layout engine takes seconds for a dozen panels."""
+    from matplotlib.figure import Figure
+
+    columns = 2 if n in (2, 4) else min(n, 3)
+    rows = math.ceil(n / columns)
+    cell_width, cell_height, gap_x, gap_y = 3.45, 3.1, 0.75, 0.55
+    left, right, bottom, top = 0.75, 0.15, 0.7, 0.3
+    width = left + columns * (cell_width + gap_x) - gap_x + right
+    height = bottom + rows * (cell_height + gap_y) - gap_y + top
+    figure = Figure(figsize=(width, height))
+    grid = figure.add_gridspec(
+        rows,
+        columns,
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=gap_x / cell_width,
+        hspace=gap_y / cell_height,
+    )
+    return figure, [grid[i] for i in range(n)]
 
 
 def _two_panels() -> tuple[Axes, Axes]:
@@ -212,14 +234,12 @@ def _label_panels(fit: DrawableFit, top: Axes, bottom: Axes, *, x_label: str, fo
     top.figure.align_ylabels([top, bottom])
 
 
-def _add_title(fit: DrawableFit, ax: Axes, title: str | None, *, font: int) -> None:
+def _add_title(fit: DrawableFit, ax: Axes, title: str | None) -> None:
     lines = [] if title is None else [title]
     if not bool(fit.converged):
         # A dollar would start a formula.
-        message = fit.message.replace("$", r"\$")
-        lines += textwrap.wrap(f"Not converged: {message}", 75 if font > 10 else 50)
-    if lines:
-        ax.set_title("\n".join(lines), fontsize=font, color=DATA if bool(fit.converged) else FIT)
+        lines += textwrap.wrap(f"Not converged: {fit.message}".replace("$", r"\$"), 75)
+    ax.set_title("\n".join(lines), fontsize=14, color=DATA if bool(fit.converged) else FIT)
 
 
 def _quality(fit: DrawableFit) -> str:

@@ -42,10 +42,12 @@ def dress(ax: Axes, *, x_label: str | None = None, y_label: str | None = None, f
         y_label: Name of the vertical axis; None keeps the one there.
         font: Size of the names in points; the numbers at the ticks are smaller.
     """
-    # minorticks_on() would replace the locators that a logarithmic axis was given.
+    from matplotlib.ticker import AutoMinorLocator
+
+    # A logarithmic axis has minor ticks of its own.
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "linear":
-            axis.minorticks_on()
+            axis.set_minor_locator(AutoMinorLocator())
     ax.tick_params(which="both", direction="in", top=True, right=True, labelsize=font - 2)
     ax.tick_params(which="major", length=0.5 * font)
     ax.tick_params(which="minor", length=0.28 * font)

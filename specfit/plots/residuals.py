@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specfit.arrays import ArrayLike, InputError, as_float64
+from specfit.arrays import ArrayLike, as_float64
+from specfit.errors import InputError
 from specfit.plots.contents import to_numpy
 from specfit.plots.look import DATA, FIT, GUIDE, OVERLAY, PULL, add_legend, dress, scale_x
 

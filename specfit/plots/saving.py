@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specfit.arrays import InputError
+from specfit.errors import InputError
 from specfit.io.files import replacing
 
 if TYPE_CHECKING:

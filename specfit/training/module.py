@@ -84,7 +84,8 @@ class FitterModule(pl.LightningModule):
         optimizer = self.make_optimizer(self.net.parameters())
         if self.make_scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        # OneCycleLR divides by the steps of its phases, which a trial run of a few steps does not have.
+        steps = max(int(self.trainer.estimated_stepping_batches), 100)
         scheduler = self.make_scheduler(optimizer, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> Trained:
         module.load_state_dict(state["state_dict"])
         (figures,) = trainer.validate(module, data, verbose=False)
 
-    figures |= {"limit": limit.rms, "spectra": float(trainer.global_step * data.batch_size)}
+    figures |= {"limit": limit.rms, "spectra": float(trainer.global_step * data.batch_size * trainer.world_size)}
     card["figures"] = {name: round(value, 6) for name, value in figures.items()}
     path = run_dir / IN_A_RUN
     if trainer.is_global_zero:
@@ -88,10 +88,20 @@ def main(overrides: Sequence[str]) -> None:
         overrides: Hydra's command line, such as `["experiment=reference", "seed=2"]`.
     """
     # What Lightning starts again for every further process of a distributed run.
-    sys.argv = [str(Path(__file__).resolve()), *overrides]
+    # Hydra's parser wants its flags before the keys; users write them in any order.
+    is_key = [not word.startswith("-") and ("=" in word or word.startswith("~")) for word in overrides]
+    keys, flags = (
+        [word for word, key in zip(overrides, is_key, strict=True) if key is which] for which in (True, False)
+    )
+    sys.argv = [str(Path(__file__).resolve()), *flags, *keys]
     # Hydra then raises instead of printing, so that a caller's mistake can be told from a fault.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="train")(_run)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="train")(_run)()
+    except SystemExit as end:
+        if end.code == 1:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _run(cfg: DictConfig) -> float:

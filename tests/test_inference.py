@@ -1,0 +1,166 @@
+"""SpectrumFitter and smooth_background with a small net whose answer is known."""
+
+import boost_histogram as bh
+import hist
+import numpy as np
+import pytest
+import torch
+
+import specfit
+from specfit import checkpoint
+from specfit.errors import InputError
+from specfit.inference import SpectrumFitter, smooth_background
+from specfit.net import NETS, LearnedBasisNet, TalkNet
+
+EDGES = np.geomspace(250, 3000, 13)
+
+
+@pytest.fixture
+def counts(rng):
+    generator = specfit.SpectrumGenerator(EDGES, n_backgrounds=2)
+    return generator.sample(5, rng=rng).counts.double().numpy()
+
+
+@pytest.fixture
+def fitter():
+    torch.manual_seed(1)
+    return SpectrumFitter(LearnedBasisNet(12, n_basis=(4, 3), hidden=16), EDGES)
+
+
+@pytest.fixture
+def saved(fitter, tmp_path):
+    return checkpoint.save(checkpoint.Checkpoint(fitter.net, fitter.edges, {"seed": 1}), tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_fit_of_a_batch_is_the_fit_of_each_row(name, counts):
+    torch.manual_seed(1)
+    fitter = SpectrumFitter(NETS[name](12), EDGES)
+    batch = fitter.fit(counts, EDGES, refit=None)
+    for i, row in enumerate(counts):
+        one = fitter.fit(row, EDGES, refit=None)
+        torch.testing.assert_close(one.background, batch.background[i], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.covariance, batch[i].covariance, rtol=1e-4, atol=1e-4)
+        assert one.background.shape == (12,)
+    assert batch.p_value.shape == (5,)
+
+
+def test_result_fields_follow_their_definitions(fitter, counts):
+    from scipy import stats
+
+    fit = fitter.fit(counts[0], EDGES, refit=None)
+    n, b = counts[0], fit.background.numpy()
+    deviance = 2 * np.sum(np.where(n > 0, n * np.log(np.maximum(n, 1) / b), 0) - (n - b))
+    assert fit.deviance.item() == pytest.approx(deviance, rel=1e-9)
+    assert fit.ndf.item() == pytest.approx(12 - fit.n_parameters.item())
+    assert fit.p_value.item() == pytest.approx(stats.chi2.sf(deviance, fit.ndf.item()), rel=1e-6)
+    np.testing.assert_allclose(fit.uncertainty, np.sqrt(np.diag(fit.covariance)))
+    total, error = fit.window(EDGES[2], EDGES[7])
+    assert total.item() == pytest.approx(b[2:7].sum())
+    assert error.item() == pytest.approx(np.sqrt(fit.covariance[2:7, 2:7].sum().item()))
+    assert bool(fit.converged)
+
+
+def test_masked_bins_enter_neither_deviance_nor_degrees_of_freedom(fitter, counts):
+    spoiled = counts[0].copy()
+    spoiled[6] *= 20
+    fit = fitter.fit(spoiled, EDGES, refit="talk")
+    assert fit.mask[6]
+    kept = ~fit.mask.numpy()
+    n, b = spoiled[kept], fit.background.numpy()[kept]
+    deviance = 2 * np.sum(np.where(n > 0, n * np.log(np.maximum(n, 1) / b), 0) - (n - b))
+    assert fit.deviance.item() == pytest.approx(deviance, rel=1e-9)
+    assert fit.ndf.item() == pytest.approx(max(kept.sum() - fit.n_parameters.item(), 1))
+    assert fit.iterations.item() == fit.mask.sum().item()
+    assert "refit" in fit.message
+
+
+def test_true_takes_the_default_rule_and_none_takes_no_rule(fitter, counts):
+    by_default, windows = fitter.fit(counts, EDGES), fitter.fit(counts, EDGES, refit="windows")
+    assert torch.equal(by_default.background, windows.background)
+    assert not fitter.fit(counts, EDGES, refit=None).mask.any()
+    assert not fitter.fit(counts, EDGES, refit=False).mask.any()
+    with pytest.raises(InputError, match="refit: one of 'windows', 'talk'"):
+        fitter.fit(counts, EDGES, refit="nonsense")
+
+
+def test_weighted_contents_are_scaled_counts_and_the_result_says_so(fitter, counts):
+    plain = fitter.fit(counts[0], EDGES, refit=None)
+    weighted = fitter.fit(specfit.Spectrum(3 * counts[0], EDGES, variances=9 * counts[0]), refit=None)
+    torch.testing.assert_close(weighted.background, 3 * plain.background)
+    torch.testing.assert_close(weighted.uncertainty, 3 * plain.uncertainty)
+    torch.testing.assert_close(weighted.deviance, plain.deviance)
+    torch.testing.assert_close(weighted.significance, plain.significance)
+    assert "weighted" in weighted.message
+    assert weighted.summary()[0]["weighted"]
+    assert "weighted" not in plain.message
+
+
+def test_bare_counts_take_the_edges_of_the_checkpoint_if_the_length_fits(fitter, counts):
+    assert torch.equal(fitter.fit(counts[0]).spectrum.edges, torch.from_numpy(EDGES))
+    with pytest.raises(InputError, match="11"):
+        fitter.fit(counts[0][:11])
+
+
+def test_other_edges_are_refused_with_the_command_that_trains_for_them(fitter, counts):
+    with pytest.raises(InputError, match=r"250 to 3000.*1 to 13.*specfit train experiment=quick edges="):
+        fitter.fit(counts[0], np.arange(1, 14))
+
+
+def test_same_kind_out_as_in(saved, counts):
+    row = counts[0]
+    wanted = smooth_background(row, EDGES, checkpoint=saved)
+    assert type(wanted) is np.ndarray
+    assert smooth_background(counts, EDGES, checkpoint=saved).shape == counts.shape
+    spectrum = smooth_background(specfit.Spectrum(row, EDGES), checkpoint=saved)
+    assert type(spectrum) is specfit.Spectrum
+    np.testing.assert_allclose(spectrum.counts, wanted)
+    histogram = hist.Hist(hist.axis.Variable(EDGES, name="m", label="mass"))
+    histogram.values()[:] = row
+    answer = smooth_background(histogram, checkpoint=saved)
+    assert type(answer) is hist.Hist
+    assert answer.axes[0].name == "m"
+    np.testing.assert_allclose(answer.values(), wanted)
+    boost = bh.Histogram(bh.axis.Variable(EDGES))
+    boost.view()[:] = row
+    assert type(smooth_background(boost, checkpoint=saved)) is bh.Histogram
+    tensor = smooth_background(torch.from_numpy(row), EDGES, checkpoint=saved)
+    assert isinstance(tensor, torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda c: np.where(np.arange(12) == 3, np.nan, c), "nan at bin 3"),
+        (lambda c: np.where(np.arange(12) == 3, np.inf, c), "inf at bin 3"),
+        (lambda c: -c, "negative"),
+        (lambda c: 0 * c, "every bin is zero"),
+        (lambda c: c[:1], "1"),
+        (lambda c: c.astype(str), "real numbers are expected"),
+        (lambda c: c.astype(object), "real numbers are expected"),
+        (lambda c: c.reshape(1, 1, 12), "shape"),
+        (lambda c: c[:0], "0"),
+    ],
+)
+def test_bad_counts_are_one_clear_error(fitter, counts, spoil, words):
+    with pytest.raises(InputError, match=words) as caught:
+        fitter.fit(spoil(counts[0]), EDGES if len(spoil(counts[0])) == 12 else None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_net_must_have_the_bins_of_its_edges():
+    with pytest.raises(InputError, match="12 bins, 5 came"):
+        SpectrumFitter(TalkNet(12), np.arange(6))
+
+
+def test_fit_saves_draws_and_becomes_a_histogram(fitter, counts, tmp_path):
+    fit = fitter.fit(counts[0], EDGES)
+    path = fit.save(tmp_path / "background.npz")
+    with np.load(path) as file:
+        np.testing.assert_allclose(file["counts"], fit.background)
+        np.testing.assert_allclose(file["variances"], fit.uncertainty**2)
+    histogram = fit.to_hist()
+    np.testing.assert_allclose(histogram.values(), fit.background)
+    np.testing.assert_allclose(histogram.variances(), fit.uncertainty**2)
+    assert len(fit.plot().axes) >= 2
+    assert len(fitter.fit(counts, EDGES).plot(2).axes) >= 2
