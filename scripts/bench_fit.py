@@ -37,7 +37,7 @@ from specfit.inference import REFITS, RefitRule
 TASKS = (1, 5)
 STARTS = 3
 BATCH_REPEATS, LIMIT_SIZE = 3, 300
-MOST_ALONE = 200
+MOST_ALONE = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -49,14 +49,14 @@ def _row(grid: Grid, counts: Tensor, *, repeat: int) -> dict[str, Any]:
     gradients = _gradient(sparse, counts) - _gradient(dense, counts).T
     return {
         "grid": grid,
-        "forward_sparse": forward[0],
+        "forward": forward[0],
         "forward_image": forward[1],
         "forward_ratio": forward[1] / forward[0],
-        "backward_sparse": both[0],
-        "backward_image": both[1],
-        "backward_ratio": both[1] / both[0],
-        "output_difference": outputs.abs().max().item(),
-        "gradient_difference": gradients.abs().max().item(),
+        "both": both[0],
+        "both_image": both[1],
+        "both_ratio": both[1] / both[0],
+        "output_diff": outputs.abs().max().item(),
+        "gradient_diff": gradients.abs().max().item(),
     }
 
 

@@ -58,7 +58,8 @@ def evaluate_all(
         generator = specfit.SpectrumGenerator(fitter.edges, n_backgrounds=n)
         limit = limit_of(generator, size=limit_size, seed=seed).rms
         measured = evaluate(fitter, generator, size=size, seed=seed)
-        figures[f"N={n}"] = {"rms_over_limit": measured["rms"] / limit, "limit": limit} | measured
+        rms = measured.pop("rms")
+        figures[f"N={n}"] = {"rms": rms, "limit": limit, "rms_over_limit": rms / limit} | measured
     return figures
 
 

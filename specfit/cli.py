@@ -93,12 +93,14 @@ def predict(
     Example: `specfit predict hist.npy --edges 250:3000:50:log --plot`
     """
     from specfit import io, plots
-    from specfit.inference import SpectrumFitter
+    from specfit.inference import EdgesMismatchError, SpectrumFitter
 
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
-    fit = fitter.fit(
-        spectrum, None if edges is None else io.parse_edges(edges), refit=None if no_refit else cast(Any, refit)
-    )
+    rule = None if no_refit else cast(Any, refit)
+    try:
+        fit = fitter.fit(spectrum, None if edges is None else io.parse_edges(edges), refit=rule)
+    except EdgesMismatchError as error:  # its advice can name the file
+        raise InputError(str(error).replace("edges=FILE", f"edges={edges or spectrum}")) from None
     target = out or _beside(spectrum)
     if Path(target).resolve() == Path(spectrum).resolve():
         raise InputError(f"--out: {target} is the input itself; choose another name")

@@ -119,12 +119,13 @@ class SpectrumGenerator:
     """Samples truth, signal and data for one binning.
 
     Args:
-        edges: Bin edges, shape `(n_bins + 1,)`, positive, strictly increasing; the ranges below are in their unit.
+        edges: Bin edges, shape `(n_bins + 1,)`, not negative, strictly increasing.
         n_backgrounds: Number of components: one number, or the smallest and largest of a uniform draw.
         rho: Range of the power of the fall.
         alpha: Range of the scale of the fall.
         mu: Range of the position of the turn-on.
         sigma: Range of the width of the turn-on.
+        unit: What the four ranges above count as 1, in the unit of the edges: 2 stretches every shape by a factor 2.
         total: Range of the expected number of background events in a spectrum.
         weights: Relative frequency of each number of components from the smallest to the largest; equal if None.
         signal: What is injected, or None.
@@ -148,6 +149,7 @@ class SpectrumGenerator:
         alpha: Range = (25.0, 200.0),
         mu: Range = (325.0, 375.0),
         sigma: Range = (10.0, 30.0),
+        unit: float = 1.0,
         total: Range = (2e4, 1.8e5),
         weights: Sequence[float] | None = None,
         signal: SignalPrior | None = None,
@@ -158,14 +160,20 @@ class SpectrumGenerator:
         for name, pair in self.ranges.items():
             _check_range(name, pair, above=-math.inf if name == "mu" else 0.0)
         _check_range("total", total, above=0.0)
-        self.total, self.signal = total, signal
+        _check_range("unit", (unit, unit), above=0.0)
+        self.unit, self.total, self.signal = unit, total, signal
         self.weights = _check_weights(weights, self.n_backgrounds)
-        self._x, self._weights = _plan_quadrature(self.edges, self.ranges)
+        self._x, self._weights = _plan_quadrature(self.edges_in_units, self.ranges)
 
     @property
     def n_bins(self) -> int:
         """Number of bins."""
         return len(self.edges) - 1
+
+    @property
+    def edges_in_units(self) -> Tensor:
+        """Bin edges as the ranges of the shapes count them, shape `(n_bins + 1,)`."""
+        return self.edges / self.unit
 
     def without_signal(self) -> SpectrumGenerator:
         """Returns the same generator of pure backgrounds."""

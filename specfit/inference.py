@@ -78,7 +78,7 @@ class SpectrumFitter:
         """
         rule = _check_refit(refit)
         read = io.read(spectrum, edges, default_edges=self.edges)
-        self._check_edges(read.edges)
+        self._check_edges(read)
         counts = read.counts.view(-1, read.n_bins)
         scale = _events_scale(read)  # (m, 1): content units per event
         results = [self._fit_some(part, rule) for part in torch.split(counts / scale, SPECTRA_AT_A_TIME)]
@@ -117,15 +117,16 @@ class SpectrumFitter:
                 whole[changed] = part
         return _on_cpu(prediction), refit._replace(mask=refit.mask.cpu(), iterations=refit.iterations.cpu())
 
-    def _check_edges(self, edges: Tensor) -> None:
-        own = self.edges
+    def _check_edges(self, spectrum: Spectrum) -> None:
+        own, edges = self.edges, spectrum.edges
         if len(edges) == len(own) and torch.allclose(edges, own, rtol=1e-6, atol=1e-9 * float(own.abs().max())):
             return
+        low, high = (float(f"{v:.2g}") for v in (spectrum.total.min() / 2, spectrum.total.max() * 2))
         raise EdgesMismatchError(
             f"edges: this checkpoint fits {len(own) - 1} bins from {own[0]:g} to {own[-1]:g}, "
-            f"the spectrum has {len(edges) - 1} bins from {edges[0]:g} to {edges[-1]:g}; "
-            "train a net for these edges: specfit train experiment=quick edges=FILE name=mine, "
-            "then use --checkpoint runs/mine (data.generator.mu and .sigma set the turn-on, in the unit of the edges)"
+            f"the spectrum has {len(edges) - 1} bins from {edges[0]:g} to {edges[-1]:g}; train a net for them with "
+            f"`specfit train experiment=quick name=mine edges=FILE data.generator.unit={_turn_on_unit(spectrum):.2g} "
+            f"'data.generator.total=[{low:g},{high:g}]'`, then use it with `--checkpoint runs/mine`"
         )
 
 
@@ -153,6 +154,12 @@ def smooth_background(
     """
     fit = SpectrumFitter.from_checkpoint(checkpoint).fit(spectrum, edges, refit=refit)
     return io.like(spectrum, fit.to_spectrum())
+
+
+def _turn_on_unit(spectrum: Spectrum) -> float:
+    """Guesses the generator's unit, in which a spectrum's density is largest near 400: just above the turn-on."""
+    density = spectrum.counts.view(-1, spectrum.n_bins).sum(0) / spectrum.widths
+    return float(spectrum.centers[density.argmax()].abs().clamp(min=1e-6)) / 400
 
 
 def _on_cpu(prediction: Prediction) -> Prediction:

@@ -74,7 +74,7 @@ def _truth_and_jacobian(generator: SpectrumGenerator, drawn: Components, rows: T
 
     def components(rho: Tensor, alpha: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
         # (m, n, n_bins), each normalised over the range
-        return torch.softmax(ErfExp(rho, alpha, mu, sigma).log_bins(generator.edges), -1)
+        return torch.softmax(ErfExp(rho, alpha, mu, sigma).log_bins(generator.edges_in_units), -1)
 
     # No component depends on the parameters of another: one forward-mode derivative a parameter serves all.
     derivatives = []

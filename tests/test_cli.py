@@ -130,7 +130,7 @@ def test_missing_and_damaged_inputs_are_one_line(run, counts):
     np.save("strings.npy", counts.astype(str))
     assert_one_clear_line(run("predict", "strings.npy"), "strings.npy")
     np.save("objects.npy", counts.astype(object), allow_pickle=True)
-    assert_one_clear_line(run("predict", "objects.npy"), "pickle")
+    assert_one_clear_line(run("predict", "objects.npy"), "unpickling")
     Path("empty.npy").touch()
     assert_one_clear_line(run("predict", "empty.npy"), "empty.npy")
     Path("text.npy").write_text("hello")

@@ -103,7 +103,7 @@ def test_bare_counts_take_the_edges_of_the_checkpoint_if_the_length_fits(fitter,
 
 
 def test_other_edges_are_refused_with_the_command_that_trains_for_them(fitter, counts):
-    with pytest.raises(InputError, match=r"250 to 3000.*1 to 13.*specfit train experiment=quick edges="):
+    with pytest.raises(InputError, match=r"250 to 3000.*1 to 13.*`specfit train experiment=quick name=mine edges="):
         fitter.fit(counts[0], np.arange(1, 14))
 
 

@@ -20,8 +20,6 @@ SAME_MINIMUM = 0.01
 MOST_STEPS, SMALLEST_GAIN = 200, 1e-5
 # A step moves no entry of a position further: the first ones are wild, and where a turn-on is lost it is lost for good.
 LONGEST_STEP = 0.25
-# A parameter whose whole range changes the likelihood by less than about this is left where it is.
-FLAT = 1e-4
 
 
 class Found(NamedTuple):
@@ -111,14 +109,14 @@ def _minimise(likelihood: Likelihood, position: Array) -> tuple[Array, str]:
         lambda p: at(tuple(p)).nll,
         position,
         grad=lambda p: at(tuple(p)).gradient,
-        hessian=lambda p: at(tuple(p)).fisher,
+        # The constraint gives a curvature to directions of which the data say nothing; Minuit divides by it.
+        hessian=lambda p: at(tuple(p)).fisher + likelihood.constraint(p),
         name=parameter_names(len(position) // 5),
     )
     minuit.errordef, minuit.strategy = Minuit.LIKELIHOOD, 0
     minuit.limits = list(zip(low, high, strict=True))
-    # In Minuit's map of limited parameters the likelihood has no slope at a limit; nor may it divide by no curvature.
-    is_flat = likelihood.evaluate(position).fisher.diagonal() < FLAT
-    minuit.fixed = (position <= low) | (position >= high) | is_flat
+    # In Minuit's map of limited parameters the likelihood has no slope at a limit.
+    minuit.fixed = (position <= low) | (position >= high)
     minuit.migrad()
     values = np.array(minuit.values)
     if minuit.valid:

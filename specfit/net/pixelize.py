@@ -65,8 +65,12 @@ class FlattenHistogramAndNormalize(nn.Module):
             raise InputError(f"width must be at least 2 and n_sigma at least 0, {width} and {n_sigma} came")
         if grid not in GRID_RANGES:
             raise InputError(f"grid: one of {', '.join(GRID_RANGES)} is expected, {grid!r} came")
+        if floor <= 0:
+            raise InputError(f"floor: a number of events above 0 is expected, {floor} came")
         self.width, self.n_sigma, self.grid, self.floor = width, n_sigma, grid, floor
         self.low, self.high = limits or GRID_RANGES[grid]
+        if not self.low < self.high:
+            raise InputError(f"limits: (low, high) with low < high is expected, {limits} came")
 
     @property
     def n_images(self) -> int:
@@ -85,7 +89,7 @@ class FlattenHistogramAndNormalize(nn.Module):
         total = counts.sum(-1, keepdim=True)[:, None].clamp(min=torch.finfo(counts.dtype).tiny)  # (m, 1, 1)
         shifts = torch.arange(-self.n_sigma, self.n_sigma + 1, dtype=counts.dtype, device=counts.device)
         # The root has an infinite slope at 0, where the shifted image adds nothing to learn from.
-        error = counts.clamp(min=1e-12).sqrt() if self.n_sigma else counts
+        error = counts.clamp(min=1e-24).sqrt() if self.n_sigma else counts
         shifted = counts[:, None] + shifts[:, None] * error[:, None]  # (m, n_images, n_bins)
         value = self._on_grid(shifted.clamp(min=0.0), total)
         position = ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0) * (self.width - 1)

@@ -68,6 +68,7 @@ def train(cfg: DictConfig) -> Trained:
     with warnings.catch_warnings():
         # Sampling in the training process is a choice here, not an oversight.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13
         trainer.fit(module, data, ckpt_path=unfinished, weights_only=True)
         state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
         module.load_state_dict(state["state_dict"])
@@ -96,22 +97,26 @@ def main(overrides: Sequence[str]) -> None:
     sys.argv = [str(Path(__file__).resolve()), *flags, *keys]
     # Hydra then raises instead of printing, so that a caller's mistake can be told from a fault.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    mistakes: list[Exception] = []
+
+    def run(cfg: DictConfig) -> float:
+        try:
+            return train(cfg).figures["val/loss"]  # what a sweeper minimises
+        except (InputError, OSError, InstantiationException) as error:
+            is_wrapped = isinstance(error.__cause__, InputError | OSError)
+            if isinstance(error, InstantiationException) and not is_wrapped:
+                raise
+            mistakes.append(cast(Exception, error.__cause__) if is_wrapped else error)  # Hydra would print its own tale
+            return float("inf")
+
     try:
-        hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="train")(_run)()
+        hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="train")(run)()
     except SystemExit as end:
         if end.code == 1:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         raise
-
-
-def _run(cfg: DictConfig) -> float:
-    try:
-        trained = train(cfg)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError | OSError):
-            raise error.__cause__ from None
-        raise
-    return trained.figures["val/loss"]  # what a sweeper minimises
+    if mistakes:
+        raise mistakes[0]
 
 
 def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
