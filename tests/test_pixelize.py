@@ -13,7 +13,7 @@ from specfit.net import FlattenHistogramAndNormalize, PixelLinear
 GRIDS = ["linear", "log", "sqrt"]
 EVERY_IMAGE = [(grid, n_sigma) for grid in GRIDS for n_sigma in (0, 2)]
 # Where a histogram has no event there is nothing but finiteness to ask for.
-EMPTY = torch.tensor([[0.0, 3.0, 0.0, 1e9], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1e-20, 0.0, 0.0, 0.0]])
+EMPTY = torch.tensor([[0.0, 3.0, 0.0, 1e9], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1e-9, 0.0, 0.0, 0.0]])
 
 
 def hat_image(counts, *, width, n_sigma, grid, low, high, floor=0.5):

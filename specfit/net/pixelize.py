@@ -86,7 +86,8 @@ class FlattenHistogramAndNormalize(nn.Module):
         Returns:
             Column of the lower pixel (int64) and share of the pixel above it, both `(m, n_images, n_bins)`.
         """
-        total = counts.sum(-1, keepdim=True)[:, None].clamp(min=torch.finfo(counts.dtype).tiny)  # (m, 1, 1)
+        # Fewer events than this count as none: every derivative of a share is then a finite float32.
+        total = counts.sum(-1, keepdim=True)[:, None].clamp(min=1e-12)  # (m, 1, 1)
         shifts = torch.arange(-self.n_sigma, self.n_sigma + 1, dtype=counts.dtype, device=counts.device)
         # The root has an infinite slope at 0, where the shifted image adds nothing to learn from.
         error = counts.clamp(min=1e-24).sqrt() if self.n_sigma else counts

@@ -1,0 +1,197 @@
+"""The scripts run, at sizes that prove nothing but that, and write what they promise."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import specfit
+from specfit import checkpoint
+
+# torch.func.jvp, behind the information limit, imports what torch itself calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script by name, as Python does when it is run."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def json_of(tmp_path):
+    """Reads what a script wrote under `--json`."""
+    path = tmp_path / "figures.json"
+
+    def read():
+        return json.loads(path.read_text())
+
+    read.option = ["--json", str(path)]
+    return read
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A finished run of a small untrained net on the reference edges."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(1)
+    net = specfit.net.LearnedBasisNet(50, n_basis=(4, 3), width=11, hidden=8, depth=1)
+    edges = specfit.io.parse_edges("250:3000:50:log")
+    checkpoint.save(checkpoint.Checkpoint(net, edges, {"seed": 3}), folder / checkpoint.IN_A_RUN)
+    return folder
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_shows_how_it_is_run(path, script, capsys):
+    module = script(path.stem)
+    if path.stem == "common":
+        return
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+    assert f"python scripts/{path.name}" in capsys.readouterr().out
+
+
+def test_evaluate_counts_what_a_perfect_and_a_shifted_fit_would_give(script):
+    """The oracle: residuals of known size, one bin of which must not count."""
+    evaluate = script("evaluate")
+    truth = torch.tensor([[100.0, 400.0, 0.1], [25.0, 4.0, 0.4]]).double()
+    shift = torch.tensor([[1.0, -2.0, 9.0], [3.0, 0.0, 9.0]]).double()  # in statistical errors
+    residual, used = evaluate.relative_residuals(truth + shift * truth.sqrt(), truth)
+    figures = evaluate._figures(evaluate._sums(residual, residual, used))
+    assert figures["rms"] == pytest.approx((14 / 4) ** 0.5)
+    assert figures["bias"] == pytest.approx(0.5)
+    assert figures["largest_bias"] == pytest.approx(2.0)
+    assert figures["pull_width"] == pytest.approx((14 / 4 - 0.25) ** 0.5)
+    assert figures["coverage_68"] == pytest.approx(1 / 4)
+    assert figures["coverage_95"] == pytest.approx(1 / 2)
+    assert figures["beyond_5"] == 0
+
+
+def test_evaluate_writes_its_figures(script, json_of, run_folder, capsys):
+    evaluate = script("evaluate")
+    figures = evaluate.main(
+        ["--checkpoint", str(run_folder), "--size", "64", "--limit-size", "8", "--seed", "5", *json_of.option]
+    )
+    written = json_of()
+    assert written["results"] == figures
+    assert written["options"]["seed"] == 5
+    assert set(figures) == {"N=1", "N=5", "N=7"}
+    for row in figures.values():
+        assert row["rms_over_limit"] == pytest.approx(row["rms"] / row["limit"])
+        assert 0 <= row["coverage_68"] <= row["coverage_95"] <= 1 - row["beyond_5"]
+        assert row["rms"] >= abs(row["bias"])
+        assert row["largest_bias"] >= abs(row["bias"])
+    assert "rms_over_limit" in capsys.readouterr().out
+
+
+def test_evaluate_does_not_depend_on_how_many_spectra_are_held_at_a_time(script, run_folder, monkeypatch):
+    common, evaluate = script("common"), script("evaluate")
+    fitter = specfit.SpectrumFitter.from_checkpoint(run_folder)
+    counts = specfit.SpectrumGenerator(fitter.edges).sample(10, rng=common.rng_of(2))
+
+    class Stored:
+        def __init__(self):
+            self.next = 0
+
+        def sample(self, size, *, rng):
+            self.next += size
+            return specfit.Batch(*(part[self.next - size : self.next] for part in counts))
+
+    whole = evaluate.evaluate(fitter, Stored(), size=10, seed=1)
+    monkeypatch.setattr(common, "SPECTRA_IN_MEMORY", 4)
+    assert evaluate.evaluate(fitter, Stored(), size=10, seed=1) == pytest.approx(whole, rel=1e-6)
+
+
+def test_ship_stores_half_precision_and_says_what_it_costs(script, json_of, run_folder, tmp_path, capsys):
+    out = tmp_path / "shipped.safetensors"
+    sizes = ["--size", "32", "--limit-size", "8"]
+    figures = script("ship").main([str(run_folder), "--out", str(out), *sizes, *json_of.option])
+    stored, trained = checkpoint.load(out), checkpoint.load(run_folder)
+    for name, tensor in trained.net.state_dict().items():
+        assert stored.net.state_dict()[name].dtype == tensor.dtype
+        torch.testing.assert_close(stored.net.state_dict()[name], tensor.half().float(), rtol=0, atol=0)
+    assert out.stat().st_size < 0.7 * (run_folder / checkpoint.IN_A_RUN).stat().st_size
+    assert stored.card["seed"] == 3
+    assert stored.card["shipped"]["figures"]["N=5"]["rms"] == pytest.approx(figures["half"]["N=5"]["rms"], abs=1e-5)
+    assert stored.card["shipped"]["command"].startswith("scripts/ship.py")
+    assert json.loads(out.with_suffix(".json").read_text()) == stored.card
+    assert figures["half"]["N=5"]["rms"] == pytest.approx(figures["full"]["N=5"]["rms"], rel=0.02)
+    assert json_of()["results"] == figures
+    assert "half - full" in capsys.readouterr().out
+
+
+def test_half_precision_refuses_weights_that_do_not_fit(run_folder, tmp_path):
+    loaded = checkpoint.load(run_folder)
+    next(loaded.net.parameters()).data[0] = 1e5
+    with pytest.raises(specfit.InputError, match=r"half: .* holds 100000, float16 ends at 65504"):
+        checkpoint.save(loaded, tmp_path / "half.safetensors", half=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_path_is_one_line(script, monkeypatch, capsys):
+    common, evaluate = script("common"), script("evaluate")
+    with pytest.raises(SystemExit) as stop:
+        common.start(lambda: evaluate.main(["--checkpoint", "nowhere"]))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_bench_generator_samples_the_same_distribution_plainly(script, json_of):
+    bench = script("bench_generator")
+    threads = torch.get_num_threads()
+    rows = bench.main(["--batch-size", "64", "--repeat", "1", *json_of.option])
+    assert torch.get_num_threads() == threads
+    assert json_of()["results"]["rows"] == rows
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["generator_per_second"] / row["plain_per_second"])
+    edges, n = specfit.io.parse_edges("250:3000:50:log"), 1500
+    rng = torch.Generator().manual_seed(4)
+    _, plain = bench.sample_plainly(edges, n, (1, 7), rng=rng)
+    product = specfit.SpectrumGenerator(edges, n_backgrounds=(1, 7)).sample(n, rng=rng).background
+    a, b = (x / x.sum(-1, keepdim=True) for x in (plain, product))
+    error = ((a.var(0) + b.var(0)) / n).sqrt()
+    assert ((a.mean(0) - b.mean(0)).abs() < 5 * error).all()
+
+
+def test_bench_pixelize_compares_equal_layers(script, json_of):
+    rows = script("bench_pixelize").main(["--batch-size", "8", "--repeat", "1", *json_of.option])
+    assert json_of()["results"]["rows"] == rows
+    for row in rows:
+        assert row["output_diff"] < 1e-5
+        assert row["gradient_diff"] < 1e-6
+
+
+@pytest.mark.slow
+def test_bench_fit_puts_net_and_function_side_by_side(script, json_of, run_folder):
+    arguments = ["--checkpoint", str(run_folder), "--size", "8", "--functional", "2"]
+    rows = script("bench_fit").main([*arguments, *json_of.option])
+    assert len(json_of()["results"]["rows"]) == len(rows)
+    assert {row["task"] for row in rows} == {"N=1", "N=5"}
+    functional = [row for row in rows if row["method"].startswith("functional")]
+    assert [row["times_faster"] for row in functional] == [1, 1]
+    # The true form beats an untrained net.
+    assert all(row["rms"] < 1.5 for row in functional)
+
+
+@pytest.mark.slow
+def test_reproduce_talk_draws_and_measures_everything(script, run_folder, tmp_path):
+    out = tmp_path / "talk"
+    results = script("reproduce_talk").main(
+        ["--checkpoint", str(run_folder), "--out", str(out), "--size", "32", "--functional", "1"]
+    )
+    written = json.loads((out / "talk.json").read_text())["results"]
+    assert set(written) == {"residuals", "correlations", "signals", "functional"} == set(results)
+    assert [row["rms_of_talk"] for row in written["residuals"]] == [0.42, 0.47, 0.49]
+    pictures = {"bias", "correlations", "refits", "residuals", "signals"} | {f"examples_N{n}" for n in (1, 5, 7)}
+    assert {path.stem for path in out.glob("*.png")} == pictures
+    # residual(data, fit) is residual(data, truth) less residual(fit, truth), so their slopes add up to 1.
+    data, fit = written["correlations"][:2]
+    assert data["slope"] + fit["slope"] == pytest.approx(1.0)
+    unfitted = [row for row in written["signals"] if row["rule"] == "no refit"]
+    assert [row["masked_bins"] for row in unfitted] == [0] * len(unfitted)
