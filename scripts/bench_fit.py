@@ -78,7 +78,7 @@ def _rows(
             "method": name,
             "rms": rms(background[:n_functional], few.background),
             "rms_over_limit": rms(background[:n_functional], few.background) / limit,
-            "rms_all": rms(background, batch.background) if len(background) == len(batch.counts) else float("nan"),
+            "rms_all": rms(background, batch.background) if len(background) == len(batch.counts) else None,
             "spectra_per_second": 1 / spent,
             "ms": 1e3 * spent,
             "times_faster": slowest / spent,

@@ -184,6 +184,8 @@ def write_json(path: Path | None, options: argparse.Namespace, results: Mapping[
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if not isinstance(value, float):
         return str(value)
     if value == 0 or 1e-3 <= abs(value) < 100:

@@ -92,29 +92,25 @@ def predict(
 
     Example: `specfit predict hist.npy --edges 250:3000:50:log --plot`
     """
-    from specfit import io, plots
+    from specfit import io
     from specfit.inference import EdgesMismatchError, SpectrumFitter
 
+    target = out or _beside(spectrum)
+    if Path(target).resolve() == Path(spectrum).resolve():
+        raise InputError(f"--out: {target} is the input itself; choose another name")
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
     rule = None if no_refit else cast(Any, refit)
     try:
         fit = fitter.fit(spectrum, None if edges is None else io.parse_edges(edges), refit=rule)
     except EdgesMismatchError as error:  # its advice can name the file
         raise InputError(str(error).replace("edges=FILE", f"edges={edges or spectrum}")) from None
-    target = out or _beside(spectrum)
-    if Path(target).resolve() == Path(spectrum).resolve():
-        raise InputError(f"--out: {target} is the input itself; choose another name")
-    fit.save(target)
-    written = {"background": target}
+    written = {"background": str(fit.save(target))}
     if plot is not None:
-        picture = str(Path(target.split(".root:")[0]).with_suffix(".png")) if plot == BESIDE_THE_OUTPUT else plot
-        plots.save(_draw(fit), picture)
-        written["picture"] = picture
-    summary = fit.summary()
+        written["picture"] = _save_picture(fit, target, plot)
     if as_json:
-        print(json.dumps({"input": spectrum, **written, "fits": summary}, indent=2))
+        print(json.dumps({"input": spectrum, **written, "fits": fit.summary()}, indent=2))
     else:
-        _print_table(summary, written)
+        _print_table(fit.summary(), written)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -127,7 +123,7 @@ def train(
 ) -> None:
     """Train a net and write a checkpoint; the same command continues a stopped run.
 
-    Example: `specfit train experiment=quick edges=1100:8000:90:log name=mine data.generator.mu=[900,1200]`
+    Example: `specfit train experiment=quick name=mine edges=700:2000:130 data.generator.unit=1.8`
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -199,12 +195,13 @@ def _beside(source: str) -> str:
     return str(path.with_name(f"{path.stem}_background{path.suffix}"))
 
 
-def _draw(fit: Any) -> Any:
+def _save_picture(fit: Any, target: str, plot: str) -> str:
     from specfit import plots
 
-    if not fit.spectrum.is_batch:
-        return fit.plot()
-    return plots.draw_examples([fit[i] for i in range(min(6, len(fit.background)))])
+    beside = str(Path(target.split(".root:")[0]).with_suffix(".png"))
+    first_six = [fit[i] for i in range(min(6, len(fit.background)))] if fit.spectrum.is_batch else []
+    figure = plots.draw_examples(first_six) if first_six else fit.plot()
+    return str(plots.save(figure, beside if plot == BESIDE_THE_OUTPUT else plot))
 
 
 def _print_table(summary: list[dict[str, Any]], written: dict[str, str]) -> None:

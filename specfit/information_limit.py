@@ -80,7 +80,9 @@ def _truth_and_jacobian(generator: SpectrumGenerator, drawn: Components, rows: T
     derivatives = []
     for i, (low, high) in enumerate(generator.ranges.values()):
         direction = tuple(torch.full_like(p, (high - low) * (i == j)) for j, p in enumerate(parameters))
-        derivatives.append(torch.func.jvp(components, parameters, direction)[1])
+        # Not torch.func.jvp, whose first use compiles what torch itself warns of.
+        jvp = torch.autograd.functional.jvp(components, parameters, direction)  # type: ignore[no-untyped-call]
+        derivatives.append(jvp[1])
     shapes = components(*parameters)
     share = fraction / fraction.sum(1, keepdim=True)
     mixture = (share * shapes).sum(1)
