@@ -58,9 +58,9 @@ def refit_talk(predict: Callable[[Tensor], Tensor], counts: Tensor, *, threshold
         threshold: A spectrum is done when no unlisted bin exceeds its background by more standard deviations.
     """
     data, mask = counts.clone(), torch.zeros_like(counts, dtype=torch.bool)
-    iterations = torch.zeros(len(counts), dtype=torch.int64)
-    background = predict(counts)
-    active = torch.arange(len(counts))  # rows still refitted
+    iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
+    background = predict(counts).clone()  # rows are written below, and `predict` may answer with what it keeps
+    active = torch.arange(len(counts), device=counts.device)  # rows still refitted
     while True:
         excess = bin_significance(counts[active], background[active]).masked_fill(mask[active], -torch.inf)
         largest, bin_index = excess.max(-1)

@@ -34,7 +34,7 @@ def mixture(edges, values, n):
 def bound(edges, values, n, ranges):
     """Variance over truth of each bin (NaN where unused), by central differences in the raw parameters."""
     spans = np.append(np.tile([high - low for low, high in [*ranges.values(), (0, 1)]], n), 1.0)
-    precision = np.append(12 / np.maximum(spans[:-1], 1e-300) ** 2, 1e-6)
+    precision = np.append(12 / np.where(spans[:-1] > 0, spans[:-1], 1) ** 2, 1e-6)
     free = spans > 0  # a fixed parameter is known
     truth, columns = mixture(edges, values, n), []
     for i in np.flatnonzero(free):
@@ -103,11 +103,11 @@ def test_reference_task(n, rms, n_parameters):
 
 
 def test_more_events_and_finer_bins_lower_the_limit():
-    def rms(n_bins, total):
+    def limit(n_bins, total):
         generator = SpectrumGenerator(np.geomspace(250, 3000, n_bins + 1), n_backgrounds=5, total=(total, total))
-        return information_limit(generator, size=40, rng=torch.Generator().manual_seed(4))
+        return information_limit(generator, size=15, rng=torch.Generator().manual_seed(4))
 
-    few, many, fine = rms(30, 1e4), rms(30, 1e6), rms(100, 1e4)
+    few, many, fine = limit(20, 1e4), limit(20, 1e6), limit(80, 1e4)
     assert many.n_parameters > 1.2 * few.n_parameters  # more events tell more parameters
     assert fine.rms < 0.75 * few.rms  # the same parameters, spread over more bins
 

@@ -128,12 +128,21 @@ def test_training_and_evaluation_are_one(net, spectra):
 
 
 def test_prediction_leaves_no_trace(net, spectra):
+    before = spectra.clone()
     first = net.predict(spectra)
-    with torch.no_grad():
-        again = net.predict(spectra)
-    assert not any(part.requires_grad for part in again)
-    assert all(torch.equal(*parts) for parts in zip(first, again, strict=True))
+    for switch in (torch.no_grad(), torch.inference_mode()):
+        with switch:
+            again = net.predict(spectra)
+        assert not any(part.requires_grad for part in again)
+        assert all(torch.equal(*parts) for parts in zip(first, again, strict=True))
     assert all(parameter.grad is None for parameter in net.parameters())
+    assert torch.equal(spectra, before)
+    assert not spectra.requires_grad
+
+
+def test_a_mask_of_nothing_changes_nothing(net, spectra):
+    free, masked = net.predict(spectra), net.predict(spectra, mask=torch.zeros_like(spectra, dtype=torch.bool))
+    assert all(torch.equal(*parts) for parts in zip(free, masked, strict=True))
 
 
 def test_arguments_are_plain_data_that_rebuild_the_net(net, spectra):
@@ -227,7 +236,7 @@ def problem(rng, *, m=5, n=12, k=3, rate=300.0):
     return log_mean, basis, counts, 0.05 + 0.9 * torch.rand(m, n, generator=rng).double()
 
 
-def last_stage(net, counts):
+def last_stage(net, counts, mask=None):
     """Log mean, basis and weights that the last stage wrote for one spectrum, taken at its door."""
     seen = {}
 
@@ -235,7 +244,7 @@ def last_stage(net, counts):
         seen["in"], seen["out"] = inputs, outputs
 
     handle = net.parts[-1].register_forward_hook(remember)
-    prediction = net.predict(counts)
+    prediction = net.predict(counts, mask=mask)
     handle.remove()
     rate, _ = seen["in"]
     mean, basis, weight = seen["out"]
@@ -243,13 +252,16 @@ def last_stage(net, counts):
     return prediction, [part[0].detach().numpy() for part in numbers]
 
 
+@pytest.mark.parametrize("masked", [[], [3, 4, 8]])
 @pytest.mark.parametrize("steps", [3, 60])
-def test_prediction_is_the_posterior_of_the_last_stage(steps, spectra, monkeypatch):
+def test_prediction_is_the_posterior_of_the_last_stage(steps, masked, spectra, monkeypatch):
     monkeypatch.setattr(learned_basis_module, "STEPS_AT_INFERENCE", steps)
-    net = build("learned_basis")
+    net, mask = build("learned_basis"), torch.zeros(1, N_BINS, dtype=torch.bool)
+    mask[:, masked] = True
     for counts in spectra:
-        prediction, (log_mean, basis, weight) = last_stage(net, counts[None])
+        prediction, (log_mean, basis, weight) = last_stage(net, counts[None], mask)
         assert 0.5 < weight.min() < weight.max() < 1  # believed, but not blindly: the weights matter below
+        weight = np.where(mask[0], 0.0, weight)
         value, gradient = penalised_likelihood(log_mean, basis, counts.double().numpy(), weight)
         c = minimise(value, gradient, basis.shape[1])
         rate = np.exp(log_mean + basis @ c)

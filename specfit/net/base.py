@@ -71,8 +71,8 @@ def propagate_poisson_errors(net: Callable[[Tensor], Tensor], counts: Tensor) ->
         net: Maps counts of shape `(m, n_bins)` to backgrounds of that shape, each row for itself.
         counts: Shape `(m, n_bins)`.
     """
-    with torch.enable_grad():
-        counts = counts.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():  # the caller may have switched either off
+        counts = counts.detach().clone().requires_grad_()
         background = net(counts)
         # No row depends on another, so one backward pass gives a bin's derivatives for all rows.
         rows = [torch.autograd.grad(bin_.sum(), counts, retain_graph=True)[0] for bin_ in background.unbind(-1)]

@@ -24,9 +24,10 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from specfit.checkpoint import IN_A_RUN, Checkpoint, save
+from specfit.checkpoint import IN_A_RUN, Checkpoint, load, save
 from specfit.errors import InputError
 from specfit.information_limit import information_limit
+from specfit.net import BackgroundNet
 from specfit.resources import folder
 
 
@@ -55,6 +56,8 @@ def train(cfg: DictConfig) -> Trained:
 
     data = instantiate(cfg.data)
     net = instantiate(cfg.net, n_bins=data.generator.n_bins)
+    if cfg.start_from:
+        net.load_state_dict(_weights_to_start_from(cfg.start_from, net))
     limit = information_limit(data.generator, size=cfg.limit_size, rng=torch.Generator().manual_seed(cfg.seed))
     module = instantiate(cfg.module)(net, limit=limit.rms)
 
@@ -139,8 +142,17 @@ def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
     return None
 
 
+def _weights_to_start_from(path: str, net: BackgroundNet) -> dict[str, torch.Tensor]:
+    start = load(path).net
+    if start.arguments != net.arguments:
+        raise InputError(f"start_from: the net of {path} has {start.arguments}, this run wants {net.arguments}")
+    return start.state_dict()
+
+
 def _card(cfg: DictConfig) -> dict[str, Any]:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    config.pop("run_dir")  # where it ran is nobody's business
     return {
         "command": " ".join(["specfit", "train", *overrides]),
         "seed": cfg.seed,
@@ -150,7 +162,7 @@ def _card(cfg: DictConfig) -> dict[str, Any]:
             "torch": torch.__version__,
             "lightning": lightning.__version__,
         },
-        "config": OmegaConf.to_container(cfg, resolve=True),
+        "config": config,
     }
 
 
