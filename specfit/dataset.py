@@ -41,16 +41,18 @@ def write_dataset(
         generator: What is sampled.
         folder: Where the arrays go; must not exist.
         size: Number of spectra.
-        seed: Decides every spectrum.
+        seed: Decides every spectrum; 0 or more.
         card: What the spectra are, as plain data; a stopped run is continued only with an equal card.
         progress: Called with the number of spectra that are on disk.
 
     Raises:
-        InputError: The folder exists, a stopped run there is another one, or `size` is not positive.
+        InputError: The folder exists, a stopped run there is another one, `size` is not positive or `seed` negative.
     """
     folder = Path(folder)
     if size < 1:
         raise InputError(f"size: at least 1 spectrum is expected, {size} came")
+    if seed < 0:
+        raise InputError(f"seed: a number from 0 upwards is expected, {seed} came")
     if folder.exists():
         raise InputError(f"folder: {folder} exists already; choose another name or delete it")
     partial = folder.with_name(folder.name + ".partial")

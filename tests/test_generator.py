@@ -111,6 +111,15 @@ def test_background_is_finite_and_adds_up_to_a_total_in_range(edges, ranges, rng
     assert totals.max() <= 1e9 * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 3.7])
+def test_unit_stretches_every_shape(unit):
+    edges = BINNINGS["geometric"]
+    stretched, plain = SpectrumGenerator(unit * edges, unit=unit), SpectrumGenerator(edges)
+    assert_close(
+        stretched.sample_background(20, rng=seeded()), plain.sample_background(20, rng=seeded()), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_background_adds_up_to_the_drawn_total():
     generator = SpectrumGenerator(CHEAP)
     background = generator.sample_background(1000, rng=seeded())
@@ -361,6 +370,8 @@ def test_refuses_edges(edges, match):
         ({"alpha": (-1.0, 1.0)}, "alpha: must be above 0"),
         ({"sigma": (0.0, 30.0)}, "sigma: must be above 0"),
         ({"total": (0.0, 1e5)}, "total: must be above 0"),
+        ({"unit": 0.0}, "unit: must be above 0"),
+        ({"unit": math.nan}, "unit: a range"),
         ({"n_backgrounds": 0}, "n_backgrounds: .* from 1 upwards is expected, 0 came"),
         ({"n_backgrounds": (5, 2)}, r"n_backgrounds: .* \(5, 2\) came"),
         ({"n_backgrounds": (1, 2, 3)}, "n_backgrounds: a whole number"),

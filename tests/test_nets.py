@@ -252,8 +252,7 @@ def last_stage(net, counts, mask=None):
     return prediction, [part[0].detach().numpy() for part in numbers]
 
 
-@pytest.mark.parametrize("masked", [[], [3, 4, 8]])
-@pytest.mark.parametrize("steps", [3, 60])
+@pytest.mark.parametrize(("steps", "masked"), [(3, []), (60, []), (60, [3, 4, 8])])
 def test_prediction_is_the_posterior_of_the_last_stage(steps, masked, spectra, monkeypatch):
     monkeypatch.setattr(learned_basis_module, "STEPS_AT_INFERENCE", steps)
     net, mask = build("learned_basis"), torch.zeros(1, N_BINS, dtype=torch.bool)
