@@ -56,7 +56,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
             float32 of them again.
 
     Raises:
-        InputError: The path ends otherwise, or a weight is too large for float16.
+        InputError: The path ends otherwise, the card is not plain data, or a weight is too large for float16.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -71,8 +71,12 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     if half:
         weights = {name: _to_half(name, tensor) for name, tensor in weights.items()}
-    _write(path, to_bytes(weights, metadata={"specfit": json.dumps(header)}))
-    _write(path.with_suffix(".json"), (json.dumps(header["card"], indent=2) + "\n").encode())
+    try:
+        entry, card = json.dumps(header), json.dumps(checkpoint.card, indent=2)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"card: plain data that JSON can hold is expected ({error})") from None
+    _write(path, to_bytes(weights, metadata={"specfit": entry}))
+    _write(path.with_suffix(".json"), f"{card}\n".encode())
     return path
 
 
@@ -95,11 +99,15 @@ def load(path: str | Path | None = None) -> Checkpoint:
     try:
         net = NETS[header["net"]["name"]](**header["net"]["arguments"])
         net.load_state_dict(weights)
-        edges = torch.tensor(header["edges"], dtype=torch.float64)
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        edges, card = torch.tensor(header["edges"], dtype=torch.float64), dict(header["card"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"checkpoint: {path} does not describe a net that this specfit knows ({reason})") from None
-    return Checkpoint(net.eval(), edges, header["card"])
+    if edges.shape != (net.n_bins + 1,):
+        raise InputError(
+            f"checkpoint: {path} holds a net of {net.n_bins} bins, but edges of shape {tuple(edges.shape)}"
+        )
+    return Checkpoint(net.eval(), edges, card)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -114,7 +122,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
     if "specfit" not in metadata:
         raise InputError(f"checkpoint: {path} holds weights, but not of specfit (its header has no specfit entry)")
-    header: dict[str, Any] = json.loads(metadata["specfit"])
+    try:
+        header: dict[str, Any] = dict(json.loads(metadata["specfit"]))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"checkpoint: {path} has a damaged specfit entry in its header ({error})") from None
     if header.get("format") != FORMAT:
         raise InputError(
             f"checkpoint: {path} has format {header.get('format')}, this specfit reads {FORMAT}; "

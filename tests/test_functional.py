@@ -78,12 +78,10 @@ def test_likelihood_is_half_the_deviance_of_the_shape(counts, n_components, rng)
 @pytest.mark.parametrize("n_components", [1, 3])
 def test_gradient_agrees_with_finite_differences(counts, n_components, rng):
     like, position = likelihood(counts), some_position(n_components, rng)
-    numeric = scipy.optimize.approx_fprime(position, lambda p: like.evaluate(p).nll, 1e-7)
-    np.testing.assert_allclose(like.evaluate(position).gradient, numeric, rtol=1e-4, atol=1.0)
-    direct = [
+    numeric = [
         (like.evaluate(position + h).nll - like.evaluate(position - h).nll) / 2e-5 for h in 1e-5 * np.eye(len(position))
     ]
-    np.testing.assert_allclose(like.evaluate(position).gradient, direct, rtol=1e-6, atol=1e-2)
+    np.testing.assert_allclose(like.evaluate(position).gradient, numeric, rtol=1e-6, atol=1e-2)
 
 
 @pytest.mark.parametrize("n_components", [1, 3])
@@ -266,8 +264,8 @@ def test_parameters_at_their_limits_are_named_and_leave_the_covariance_finite():
     assert result.parameters["sigma_1"] == pytest.approx(25.0, abs=0.01)
     assert "sigma_1" in result.fit.message
     assert "rho_1" not in result.fit.message
-    assert result.fit.factor.isfinite().all()
     assert (result.fit.uncertainty > 0).all()
+    assert result.fit.factor.isfinite().all()
     assert result.errors["sigma_1"] <= 5.0 / math.sqrt(12) * 1.001
 
 
@@ -288,8 +286,8 @@ def test_weighted_contents_are_scaled_counts(rng):
     assert_close(weighted.fit.background, 0.25 * plain.fit.background, rtol=1e-6, atol=0.0)
     assert_close(weighted.fit.uncertainty, 0.25 * plain.fit.uncertainty, rtol=1e-5, atol=0.0)
     assert weighted.parameters["yield_1"] == pytest.approx(0.25 * plain.parameters["yield_1"], rel=1e-6)
-    assert weighted.errors["yield_1"] == pytest.approx(0.25 * plain.errors["yield_1"], rel=1e-5)
-    assert weighted.errors["mu_1"] == pytest.approx(plain.errors["mu_1"], rel=1e-4)
+    for name, scale in (("yield_1", 0.25), ("mu_1", 1.0)):
+        assert weighted.errors[name] == pytest.approx(scale * plain.errors[name], rel=1e-4)
     assert weighted.nll == pytest.approx(plain.nll, rel=1e-5)
 
 
@@ -306,18 +304,15 @@ def test_starting_points_come_from_rng_or_are_always_the_same(counts):
     before = torch.get_rng_state()
     first, again = (functional_fit(counts, REFERENCE_EDGES, n_components=2) for _ in range(2))
     assert first.parameters == again.parameters
-    drawn = [
-        functional_fit(counts, REFERENCE_EDGES, n_components=2, starts=1, rng=torch.Generator().manual_seed(s))
-        for s in (1, 1, 2)
-    ]
+    seeds = (torch.Generator().manual_seed(s) for s in (1, 1, 2))
+    drawn = [functional_fit(counts, REFERENCE_EDGES, n_components=2, starts=1, rng=s) for s in seeds]
     assert drawn[0].parameters == drawn[1].parameters != drawn[2].parameters
     assert_close(torch.get_rng_state(), before)
 
 
 def test_real_spectra_of_another_form_give_a_finite_answer_and_a_small_p_value(spectra_folder):
     result = functional_fit(spectra_folder / "cms_dijet_13TeV_137fb_JHEP05_2020_033.csv")
-    assert result.fit.background.isfinite().all()
-    assert result.fit.factor.isfinite().all()
+    assert torch.cat([result.fit.background[:, None], result.fit.factor], -1).isfinite().all()
     assert result.fit.p_value < 1e-6
     assert "at a limit" in result.fit.message
 

@@ -18,7 +18,7 @@ SMALLEST_SHARE = 1e-9
 SAME_MINIMUM = 0.01
 # Fisher scoring stops after so many steps, or after 3 in a row that each gain less than this.
 MOST_STEPS, SMALLEST_GAIN = 200, 1e-5
-# A step moves no entry of a position further: the first ones are wild, and where a turn-on is lost it is lost for good.
+# A step moves no entry of a position further: the first ones are wild, and a turn-on once lost is lost for good.
 LONGEST_STEP = 0.1
 
 
