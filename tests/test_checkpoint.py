@@ -146,6 +146,17 @@ def test_failing_write_leaves_the_older_files(saved, monkeypatch, error):
     assert load(saved).card == CARD
 
 
+def test_files_are_renamed_into_place(saved, tmp_path):
+    # A reader that has the older file open keeps the whole of it.
+    before = {}
+    for path in (saved, saved.with_suffix(".json")):
+        older = tmp_path / f"older-{path.name}"
+        older.hardlink_to(path)
+        before[older] = path.read_bytes()
+    save(Checkpoint(build("dense"), EDGES, {"seed": 2}), saved)
+    assert all(older.read_bytes() == content for older, content in before.items())
+
+
 def test_unusable_target_leaves_no_temporary_file(tmp_path):
     (tmp_path / "net.safetensors").mkdir()
     with pytest.raises(OSError, match=r"net\.safetensors"):

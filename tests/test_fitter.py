@@ -24,7 +24,7 @@ def significance(n, b):
 
 
 def refit_one(predict, counts, threshold):
-    """The slides: list the bin of largest significance, replace the listed bins by the background, ask the net again."""
+    """The slides: list the bin of largest significance, replace the listed ones by the background, ask again."""
     data, listed, n_again = counts.copy(), [], 0
     background = predict(data)
     while len(listed) < len(counts):
