@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.lib.format import open_memmap
 
 from specfit.errors import InputError
 from specfit.generator import Batch, SpectrumGenerator
+from specfit.randomness import independent_rng
 
 CHUNK = 8192
 """Spectra that are drawn from one seed."""
@@ -61,7 +61,7 @@ def write_dataset(
     arrays = {name: open_memmap(partial / f"{name}.npy", mode="r+") for name in Batch._fields}
     progress(done)
     while done < size:
-        batch = generator.sample(min(CHUNK, size - done), rng=_rng(seed, done // CHUNK))
+        batch = generator.sample(min(CHUNK, size - done), rng=independent_rng((seed, done // CHUNK)))
         for name, array in arrays.items():
             array[done : done + len(batch.counts)] = getattr(batch, name).numpy()
             array.flush()
@@ -93,8 +93,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, path)
-
-
-def _rng(seed: int, chunk: int) -> torch.Generator:
-    state = np.random.SeedSequence((seed, chunk)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) & (2**63 - 1))

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from specfit.errors import InputError
 from specfit.generator import Batch, SpectrumGenerator
+from specfit.randomness import independent_rng
 
 TRAINING, VALIDATION, ORDER = 0, 1, 2
 
@@ -92,7 +92,7 @@ class _SampledBatches(Dataset[Batch]):
         self.generator, self.batch_size, self.seed, self.device = generator, batch_size, seed, device
 
     def __getitem__(self, number: int) -> Batch:
-        return self.generator.sample(self.batch_size, rng=_rng((*self.seed, number), self.device))
+        return self.generator.sample(self.batch_size, rng=independent_rng((*self.seed, number), self.device))
 
 
 class _BatchNumbers(Sampler[int]):
@@ -112,11 +112,5 @@ class _BatchNumbers(Sampler[int]):
         if self.fresh:
             numbers = torch.arange(self.epoch * self.n, (self.epoch + 1) * self.n)
         else:
-            numbers = torch.randperm(self.n, generator=_rng((self.seed, ORDER, self.epoch), "cpu"))
+            numbers = torch.randperm(self.n, generator=independent_rng((self.seed, ORDER, self.epoch), "cpu"))
         yield from numbers[self.rank :: self.world][: len(self)].tolist()
-
-
-def _rng(key: tuple[int, ...], device: str) -> torch.Generator:
-    """Makes an independent source of randomness for each key."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state) & (2**63 - 1))
