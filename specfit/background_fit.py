@@ -100,6 +100,23 @@ class BackgroundFit:
         inside = (edges[:-1] >= low) & (edges[1:] <= high)
         return self.background[..., inside].sum(-1), self.factor[..., inside, :].sum(-2).square().sum(-1).sqrt()
 
+    def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
+        r"""Draws backgrounds that the data allow, with all correlations between bins.
+
+        The logarithm of the background is drawn from the normal distribution of the fit, so that every draw is
+        positive: :math:`b \, \exp(F z / b)` with normal z.
+
+        Args:
+            n: Number of draws.
+            rng: Source of randomness.
+
+        Returns:
+            Backgrounds of shape `(n, *, n_bins)`.
+        """
+        relative = self.factor / self.background[..., None]
+        z = torch.randn(n, *relative.shape[:-2], relative.shape[-1], 1, generator=rng, dtype=torch.float64)
+        return self.background * (relative @ z)[..., 0].exp()
+
     def summary(self) -> list[dict[str, Any]]:
         """Returns one plain dictionary a spectrum: events, bins, deviance, p-value, largest excess, masked bins."""
         return [self._summary_of(i) for i in range(self.background[..., 0].numel())]
@@ -140,9 +157,8 @@ class BackgroundFit:
         counts, variances = self.spectrum.counts, self.spectrum.variances
         if variances is None:
             return torch.ones_like(counts)
-        overall = variances.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True)
         known = (counts > 0) & (variances > 0)
-        return torch.where(known, variances / torch.where(known, counts, 1.0), overall)
+        return torch.where(known, variances / torch.where(known, counts, 1.0), self.spectrum.content_per_event)
 
     def _summary_of(self, index: int) -> dict[str, Any]:
         fit = self[index] if self.spectrum.is_batch else self
@@ -152,6 +168,9 @@ class BackgroundFit:
             "events": fit.spectrum.total.item(),
             "weighted": fit.spectrum.is_weighted,
             "bins": fit.spectrum.n_bins,
+            "background_total": fit.background.sum().item(),
+            "background_total_uncertainty": fit.factor.sum(-2).square().sum(-1).sqrt().item(),
+            "median_relative_uncertainty": (fit.uncertainty / fit.background).median().item(),
             "deviance": fit.deviance.item(),
             "ndf": fit.ndf.item(),
             "p_value": fit.p_value.item(),

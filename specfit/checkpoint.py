@@ -37,12 +37,12 @@ class Checkpoint:
 
     Args:
         net: The net, in evaluation mode.
-        edges: Bin edges that it was trained for, shape `(n_bins + 1,)`, float64.
+        edges: Bin edges that it was trained for, shape `(n_bins + 1,)`, float64; None for a net of any binning.
         card: Provenance as plain data: command, config, seed, commit, versions, figures.
     """
 
     net: BackgroundNet
-    edges: Tensor
+    edges: Tensor | None
     card: dict[str, Any] = field(repr=False)
 
 
@@ -65,7 +65,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
     header = {
         "format": FORMAT,
         "net": {"name": _name_of(net), "arguments": net.arguments},
-        "edges": checkpoint.edges.tolist(),
+        "edges": None if checkpoint.edges is None else checkpoint.edges.tolist(),
         "card": checkpoint.card,
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
@@ -99,14 +99,15 @@ def load(path: str | Path | None = None) -> Checkpoint:
     try:
         net = NETS[header["net"]["name"]](**header["net"]["arguments"])
         net.load_state_dict(weights)
-        edges, card = torch.tensor(header["edges"], dtype=torch.float64), dict(header["card"])
+        edges = None if header["edges"] is None else torch.tensor(header["edges"], dtype=torch.float64)
+        card = dict(header["card"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"checkpoint: {path} does not describe a net that this specfit knows ({reason})") from None
-    if edges.shape != (net.n_bins + 1,):
-        raise InputError(
-            f"checkpoint: {path} holds a net of {net.n_bins} bins, but edges of shape {tuple(edges.shape)}"
-        )
+    n_edges = None if net.n_bins is None else net.n_bins + 1
+    if n_edges != (None if edges is None else len(edges)):
+        shape = "none" if edges is None else f"{len(edges)}"
+        raise InputError(f"checkpoint: {path} holds a net of {net.n_bins or 'any number of'} bins, but edges: {shape}")
     return Checkpoint(net.eval(), edges, card)
 
 

@@ -80,6 +80,10 @@ def predict(
         str | None,
         typer.Option(metavar="[PATH]", help="Draw data, background and pulls; without PATH beside the output."),
     ] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LO:HI", help="Leave out the bins of this window (to blind it, say); may be repeated."),
+    ] = None,
     refit: Annotated[
         str, typer.Option(metavar="RULE", help="What masks a signal before the last fit: `windows` or `talk`.")
     ] = "windows",
@@ -100,8 +104,9 @@ def predict(
         raise InputError(f"--out: {target} is the input itself; choose another name")
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
     rule = None if no_refit else cast(Any, refit)
+    windows = [_numbers("mask", text, ":", 2) for text in mask or []]
     try:
-        fit = fitter.fit(spectrum, None if edges is None else io.parse_edges(edges), refit=rule)
+        fit = fitter.fit(spectrum, None if edges is None else io.parse_edges(edges), mask=windows, refit=rule)
     except EdgesMismatchError as error:  # its advice can name the file
         raise InputError(str(error).replace("edges=FILE", f"edges={edges or spectrum}")) from None
     written = {"background": str(fit.save(target))}
@@ -232,6 +237,8 @@ def _rows(one: dict[str, Any]) -> dict[str, str]:
     rows = {
         "events": f"{one['events']:.6g}" + (" (weighted)" if one["weighted"] else ""),
         "bins": str(one["bins"]),
+        "background": f"{one['background_total']:.6g} ± {one['background_total_uncertainty']:.3g}"
+        + f", median bin ± {100 * one['median_relative_uncertainty']:.2g} %",
         "deviance / ndf": f"{one['deviance']:.1f} / {one['ndf']:.1f}",
         "p-value": f"{one['p_value']:.3g}",
         "largest excess": f"{one['largest_excess']:+.2f} sigma in {low:g} to {high:g}",

@@ -19,10 +19,12 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from specfit.errors import InputError
-from specfit.generator import Batch, SpectrumGenerator
+from specfit.generator import SpectrumGenerator
 from specfit.randomness import independent_rng
 
 CHUNK = 8192
+# What is stored of a batch.
+CONTENTS = ("counts", "background", "signal")
 """Spectra that are drawn from one seed."""
 
 
@@ -58,7 +60,7 @@ def write_dataset(
     partial = folder.with_name(folder.name + ".partial")
     whole_card = {"size": size, "seed": seed, "edges": generator.edges.tolist()} | card
     done = _start_or_continue(partial, generator, size, whole_card)
-    arrays = {name: open_memmap(partial / f"{name}.npy", mode="r+") for name in Batch._fields}
+    arrays = {name: open_memmap(partial / f"{name}.npy", mode="r+") for name in CONTENTS}
     progress(done)
     while done < size:
         batch = generator.sample(min(CHUNK, size - done), rng=independent_rng((seed, done // CHUNK)))
@@ -82,7 +84,7 @@ def _start_or_continue(partial: Path, generator: SpectrumGenerator, size: int, c
         return int(json.loads((partial / "progress.json").read_text())["done"])
     partial.mkdir(parents=True, exist_ok=True)
     np.save(partial / "edges.npy", generator.edges.numpy())
-    for name in Batch._fields:
+    for name in CONTENTS:
         open_memmap(partial / f"{name}.npy", mode="w+", dtype=np.float32, shape=(size, generator.n_bins)).flush()
     _write_json(partial / "card.json", card)
     _write_json(partial / "progress.json", {"done": 0})

@@ -49,15 +49,22 @@ class Refit(NamedTuple):
     """Why it stopped."""
 
 
-def refit_talk(predict: Callable[[Tensor], Tensor], counts: Tensor, *, threshold: float = TALK_THRESHOLD) -> Refit:
+def refit_talk(
+    predict: Callable[[Tensor], Tensor],
+    counts: Tensor,
+    *,
+    mask: Tensor | None = None,
+    threshold: float = TALK_THRESHOLD,
+) -> Refit:
     """Runs the talk's loop on a batch of spectra.
 
     Args:
         predict: Maps counts of shape `(m, n_bins)` to backgrounds of that shape.
         counts: Observed events, shape `(m, n_bins)`.
+        mask: True for bins whose content is no data but a guess of the background, shape `(m, n_bins)`.
         threshold: A spectrum is done when no unlisted bin exceeds its background by more standard deviations.
     """
-    data, mask = counts.clone(), torch.zeros_like(counts, dtype=torch.bool)
+    data, mask = counts.clone(), _start(mask, counts)
     iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
     background = predict(counts).clone()  # rows are written below, and `predict` may answer with what it keeps
     active = torch.arange(len(counts), device=counts.device)  # rows still refitted
@@ -80,6 +87,7 @@ def refit_windows(
     counts: Tensor,
     first: Prediction,
     *,
+    mask: Tensor | None = None,
     false_alarm: float = FALSE_ALARM,
 ) -> Refit:
     """Masks windows whose excess is significant with the looking counted, and fits again until nothing moves.
@@ -91,14 +99,15 @@ def refit_windows(
     Args:
         predict: Maps counts and a mask, both of shape `(m, n_bins)`, to predictions.
         counts: Observed events, shape `(m, n_bins)`.
-        first: What `predict` answers to `counts` with nothing masked.
+        first: What `predict` answers to `counts` and `mask`.
+        mask: True for bins whose content is no data but a guess of the background, shape `(m, n_bins)`.
         false_alarm: Largest share of pure backgrounds in which a window is masked.
     """
     n_bins = counts.shape[-1]
     widths = [width for width in WINDOW_WIDTHS if width <= max(1, n_bins // 4)]
     n_windows = sum(n_bins - width + 1 for width in widths)
     threshold = -float(torch.special.ndtri(torch.tensor(false_alarm / n_windows, dtype=torch.float64)))
-    data, mask = counts.clone(), torch.zeros_like(counts, dtype=torch.bool)
+    data, mask = counts.clone(), _start(mask, counts)
     iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
     rows, prediction, rounds = torch.arange(len(counts), device=counts.device), first, 0
     while True:
@@ -120,17 +129,25 @@ def refit_windows(
     return Refit(data, mask, iterations, message.replace("1 %", f"{100 * false_alarm:g} %"))
 
 
+def _start(mask: Tensor | None, counts: Tensor) -> Tensor:
+    return torch.zeros_like(counts, dtype=torch.bool) if mask is None else mask.expand_as(counts).clone()
+
+
 def _largest_window(data: Tensor, prediction: Prediction, widths: list[int], threshold: float) -> Tensor:
     """Marks the bins of the most significant window of each row, if that exceeds the threshold; `(m, n_bins)`, bool."""
-    sums = [_running(t, widths) for t in (data, prediction.background)]
-    error = _running(prediction.factor, widths).square().sum(-1).sqrt()
-    observed, expected = (t.clamp(min=0.0) for t in sums)  # (m, n_windows); differences of sums may round below 0
-    # The pull is an upper bound of the significance of an excess: only what exceeds it has to be computed.
-    pull = (observed - expected) / (expected + error**2).clamp(min=1e-12).sqrt()
-    z = torch.zeros_like(pull)
-    some = pull > threshold
+    # Differences of running sums may round below 0.
+    observed, expected = (_running(t, widths).clamp(min=0.0) for t in (data, prediction.background))
+    # Without the background's error the pull is an upper bound of the significance of an excess: the rest is computed
+    # only for spectra, and then for windows, that exceed the threshold.
+    pull = (observed - expected) / expected.clamp(min=1e-12).sqrt()
+    rows = (pull > threshold).any(-1).nonzero()[:, 0]
+    observed, expected = observed[rows], expected[rows]
+    error = _running(prediction.factor[rows], widths).square().sum(-1).sqrt()
+    z = torch.zeros_like(observed)
+    some = (observed - expected) / (expected + error**2).clamp(min=1e-12).sqrt() > threshold
     z[some] = bin_significance(observed[some], expected[some], uncertainty=error[some])
-    largest, window = z.max(-1)
+    largest, window = torch.zeros_like(data[:, 0]), torch.zeros_like(data[:, 0], dtype=torch.int64)
+    largest[rows], window[rows] = z.max(-1)
     start, width = (torch.as_tensor(v, device=data.device) for v in _windows(data.shape[-1], widths))
     bins = torch.arange(data.shape[-1], device=data.device)
     # The most significant window of a Gaussian peak ends where the peak does not: half a width more on either side.

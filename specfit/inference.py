@@ -20,6 +20,8 @@ from specfit.arrays import ArrayLike, as_float64
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.fitter import Refit, refit_talk, refit_windows
+from specfit.guard import judge
+from specfit.masks import bridged, left_out_bins
 from specfit.net import BackgroundNet, Prediction
 from specfit.spectrum import Spectrum
 
@@ -39,8 +41,8 @@ class SpectrumFitter:
     """Fits the background of spectra with a trained net.
 
     Args:
-        net: Trained for the edges.
-        edges: Bin edges, shape `(n_bins + 1,)`.
+        net: A trained net.
+        edges: Bin edges, shape `(n_bins + 1,)`; None for a net of any binning.
         device: Where the net runs.
 
     Example:
@@ -50,12 +52,13 @@ class SpectrumFitter:
         (torch.Size([50]), torch.Size([50, 50]))
     """
 
-    def __init__(self, net: BackgroundNet, edges: ArrayLike, *, device: str | torch.device = "cpu") -> None:
+    def __init__(self, net: BackgroundNet, edges: ArrayLike | None, *, device: str | torch.device = "cpu") -> None:
         self.net = net.to(device).eval()
-        self.edges = as_float64(edges, "edges")
+        self.edges = None if edges is None else as_float64(edges, "edges")
         self.device = torch.device(device)
-        if len(self.edges) != net.n_bins + 1:
-            raise InputError(f"edges: the net has {net.n_bins} bins, {len(self.edges) - 1} came")
+        n_bins = None if self.edges is None else len(self.edges) - 1
+        if n_bins != net.n_bins:
+            raise InputError(f"edges: the net has {net.n_bins or 'any number of'} bins, {n_bins or 'no'} bins came")
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | None = None, *, device: str = "cpu") -> SpectrumFitter:
@@ -63,12 +66,23 @@ class SpectrumFitter:
         loaded = checkpoints.load(path)
         return cls(loaded.net, loaded.edges, device=device)
 
-    def fit(self, spectrum: Any, edges: ArrayLike | None = None, *, refit: RefitRule = True) -> BackgroundFit:
+    def fit(
+        self,
+        spectrum: Any,
+        edges: ArrayLike | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        refit: RefitRule = True,
+    ) -> BackgroundFit:
         """Fits one spectrum or a batch.
 
         Args:
             spectrum: A Spectrum, counts of shape `(n_bins,)` or `(m, n_bins)`, or anything that `specfit.read` takes.
-            edges: Bin edges for bare counts; the checkpoint's own if left out and the length fits.
+            edges: Bin edges for bare counts. Left out, they are the checkpoint's own if the length fits; a net of any
+                binning assumes bins of equal width and says so.
+            mask: Bins to leave out (a blinded window, say): windows `[(low, high), ...]` in the unit of the edges, of
+                which every bin that overlaps is left out, or true for each such bin, shape `(n_bins,)` or
+                `(m, n_bins)`. The background there is interpolated, with the error of that.
             refit: `"windows"` masks what is significant with the looking counted, `"talk"` masks bin by bin down to
                 one standard deviation (see `specfit.fitter`); True takes `"windows"`, None or False fits the data as
                 they are.
@@ -77,14 +91,19 @@ class SpectrumFitter:
             EdgesMismatchError: The edges are not those of the checkpoint; says how to train for them.
         """
         rule = _check_refit(refit)
-        read = io.read(spectrum, edges, default_edges=self.edges)
+        read, note = self._read(spectrum, edges)
         self._check_edges(read)
-        counts = read.counts.view(-1, read.n_bins)
-        scale = _events_scale(read)  # (m, 1): content units per event
-        results = [self._fit_some(part, rule) for part in torch.split(counts / scale, SPECTRA_AT_A_TIME)]
+        counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
+        scale = read.content_per_event.view(-1, 1)
+        results = [
+            self._fit_some(n, out, read.edges, rule)
+            for n, out in zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts / scale, left_out)), strict=True)
+        ]
         prediction = Prediction(*(torch.cat(parts) for parts in zip(*(p for p, _ in results), strict=True)))
         masks, iterations = (torch.cat([getattr(r, name) for _, r in results]) for name in ("mask", "iterations"))
-        converged = prediction.background.isfinite().all(-1) & (prediction.background > 0).all(-1)
+        converged, reasons = judge(counts / scale, prediction, mask=masks, left_out=left_out)
+        if read.is_weighted:
+            note.append("weighted contents, fitted as scaled Poisson counts")
         take = slice(None) if read.is_batch else 0
         return BackgroundFit(
             spectrum=read,
@@ -94,31 +113,50 @@ class SpectrumFitter:
             mask=masks[take],
             iterations=iterations[take],
             converged=converged[take],
-            message=_message(results[0][1].message, read, converged),
+            message="; ".join([results[0][1].message, *note, *reasons]),
         )
 
     @torch.no_grad()
-    def _fit_some(self, counts: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
-        counts = counts.float().to(self.device)
-        prediction = self.net.predict(counts)
+    def _fit_some(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
+        counts, edges, left_out = (t.to(self.device) for t in (counts, edges, left_out))
+        if left_out.any():
+            # What was not looked at is bridged first by a straight line, then by the net's own answer.
+            counts = bridged(counts, left_out, edges)
+            counts = torch.where(left_out, self.net.predict(counts, edges=edges, mask=left_out).background, counts)
+        prediction = self.net.predict(counts, edges=edges, mask=left_out)
         if rule is None:
-            return _on_cpu(prediction), Refit(
-                counts, torch.zeros_like(counts).bool().cpu(), torch.zeros(len(counts)).long(), "no refit"
-            )
+            none = torch.zeros(len(counts), dtype=torch.int64)
+            return _on_cpu(prediction), Refit(counts, left_out.cpu(), none, "no refit")
         if rule == "talk":
-            refit = refit_talk(self.net, counts)
+            refit = refit_talk(lambda data: self.net(data, edges=edges), counts, mask=left_out)
         else:
-            refit = refit_windows(lambda data, mask: self.net.predict(data, mask=mask), counts, prediction)
+            refit = refit_windows(
+                lambda data, mask: self.net.predict(data, edges=edges, mask=mask), counts, prediction, mask=left_out
+            )
         changed = refit.iterations > 0
         if changed.any():
             # The talk's rule asks the net about replaced data; only the rule that masks leaves them out.
-            mask = None if rule == "talk" else refit.mask[changed]
-            for whole, part in zip(prediction, self.net.predict(refit.counts[changed], mask=mask), strict=True):
+            mask = left_out[changed] if rule == "talk" else refit.mask[changed]
+            for whole, part in zip(
+                prediction, self.net.predict(refit.counts[changed], edges=edges, mask=mask), strict=True
+            ):
                 whole[changed] = part
         return _on_cpu(prediction), refit._replace(mask=refit.mask.cpu(), iterations=refit.iterations.cpu())
 
+    def _read(self, spectrum: Any, edges: ArrayLike | None) -> tuple[Spectrum, list[str]]:
+        """Reads what came, and returns with it what had to be assumed."""
+        try:
+            return io.read(spectrum, edges, default_edges=self.edges), []
+        except io.MissingEdgesError as error:
+            if self.edges is not None:
+                raise
+            read = io.read(spectrum, torch.arange(error.n_bins + 1))
+            return read, [f"no edges came: {error.n_bins} bins of equal width are assumed, counted from 0"]
+
     def _check_edges(self, spectrum: Spectrum) -> None:
         own, edges = self.edges, spectrum.edges
+        if own is None:
+            return
         if len(edges) == len(own) and torch.allclose(edges, own, rtol=1e-6, atol=1e-9 * float(own.abs().max())):
             return
         low, high = (float(f"{v:.2g}") for v in (spectrum.total.min() / 2, spectrum.total.max() * 2))
@@ -135,6 +173,7 @@ def smooth_background(
     edges: ArrayLike | None = None,
     *,
     checkpoint: str | Path | None = None,
+    mask: ArrayLike | None = None,
     refit: RefitRule = True,
 ) -> Any:
     """Returns the smooth background under a spectrum, as the same kind of object.
@@ -142,8 +181,9 @@ def smooth_background(
     Args:
         spectrum: An array of counts (one spectrum or a batch), a `hist` or boost histogram or any other UHI object, a
             Spectrum, or a tuple (counts, edges).
-        edges: Bin edges for bare counts; the checkpoint's own if left out and the length fits.
+        edges: Bin edges for bare counts; see `SpectrumFitter.fit` for what happens without.
         checkpoint: A checkpoint file or the folder of a run; the shipped default if None.
+        mask: Bins to leave out, see `SpectrumFitter.fit`.
         refit: See `SpectrumFitter.fit`.
 
     Example:
@@ -152,7 +192,7 @@ def smooth_background(
         >>> smooth_background(counts).shape
         (50,)
     """
-    fit = SpectrumFitter.from_checkpoint(checkpoint).fit(spectrum, edges, refit=refit)
+    fit = SpectrumFitter.from_checkpoint(checkpoint).fit(spectrum, edges, mask=mask, refit=refit)
     return io.like(spectrum, fit.to_spectrum())
 
 
@@ -173,24 +213,3 @@ def _check_refit(refit: RefitRule) -> str | None:
     if rule not in REFITS:
         raise InputError(f"refit: one of {', '.join(map(repr, REFITS))}, True or None is expected, {refit!r} came")
     return rule
-
-
-def _events_scale(spectrum: Spectrum) -> Tensor:
-    """Computes content units per event of each spectrum, shape `(m, 1)`: 1 for counts."""
-    counts = spectrum.counts.view(-1, spectrum.n_bins)
-    if spectrum.variances is None:
-        return torch.ones(len(counts), 1, dtype=torch.float64)
-    scale = spectrum.variances.view_as(counts).sum(-1, keepdim=True) / counts.sum(-1, keepdim=True)
-    return torch.where(scale > 0, scale, 1.0)
-
-
-def _message(refit: str, spectrum: Spectrum, converged: Tensor) -> str:
-    parts = [refit]
-    if spectrum.is_weighted:
-        parts.append("weighted contents, fitted as scaled Poisson counts")
-    if not converged.all():
-        parts.append(
-            f"{int((~converged).sum())} of {len(converged)} fits gave no finite positive background: "
-            "the spectrum is unlike those trained on; train for it (specfit train)"
-        )
-    return "; ".join(parts)

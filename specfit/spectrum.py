@@ -74,6 +74,15 @@ class Spectrum:
         return self.counts.sum(-1)
 
     @property
+    def content_per_event(self) -> Tensor:
+        """Content that one event stands for: 1 for counts, variance over content for weighted ones; shape `(*, 1)`."""
+        counts = self.counts.sum(-1, keepdim=True)
+        if self.variances is None:
+            return torch.ones_like(counts)
+        unit = self.variances.sum(-1, keepdim=True) / counts
+        return torch.where(unit > 0, unit, 1.0)
+
+    @property
     def is_weighted(self) -> bool:
         """Whether variances were given that differ from the counts."""
         return self.variances is not None and not torch.equal(self.variances, self.counts)

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 import specfit.generator
 from specfit.errors import InputError
-from specfit.generator import Batch, SignalPrior, SpectrumGenerator, _log_ndtr
+from specfit.generator import Batch, SignalPrior, SpectrumGenerator
+from specfit.generator.mixture import _log_ndtr
 
 BINNINGS = {
     "geometric": np.geomspace(250, 3000, 51),

@@ -12,7 +12,7 @@ TRUTH = 2000 * torch.exp(-torch.arange(50, dtype=torch.float64) / 12) + 5
 
 def prediction(background, error=0.0):
     factor = (error * background)[..., None]
-    return Prediction(background, factor, torch.zeros(len(background)))
+    return Prediction(background, factor, *torch.zeros(2, len(background)))
 
 
 def knows_the_truth(counts, mask):

@@ -19,11 +19,13 @@ from specfit.generator import SpectrumGenerator
 from specfit.net import NETS, BackgroundNet
 from specfit.resources import folder
 from specfit.training import SpectrumDataModule, train
+from specfit.training.train import _make_net
 
 EXPERIMENTS = sorted(path.stem for path in (folder("conf") / "experiment").glob("*.yaml"))
 SMALL = [
     "edges=250:3000:8:log",
     "limit_size=8",
+    "calibration_size=256",
     "data.batch_size=16",
     "data.batches_per_epoch=3",
     "data.validation_size=32",
@@ -66,7 +68,7 @@ def test_every_experiment_builds_what_it_names(experiment, tmp_path):
     with hydra.initialize_config_dir(str(folder("conf")), version_base="1.3"):
         cfg = hydra.compose("train", [f"experiment={experiment}", f"run_dir={tmp_path}", "name=test"])
     data = instantiate(cfg.data)
-    net = instantiate(cfg.net, n_bins=data.generator.n_bins)
+    net = _make_net(cfg, data)
     module = instantiate(cfg.module)(net, limit=None)
     optimizer = module.make_optimizer(net.parameters())
     assert isinstance(data, SpectrumDataModule)
@@ -81,7 +83,8 @@ def test_every_experiment_builds_what_it_names(experiment, tmp_path):
 @pytest.mark.parametrize("name", NETS)
 def test_every_net_file_is_the_default_of_its_class(name, tmp_path):
     cfg = compose(tmp_path, f"net={name}")
-    assert instantiate(cfg.net, n_bins=8).arguments == NETS[name](8).arguments
+    arguments = {} if name == "any_binning" else {"n_bins": 8}
+    assert instantiate(cfg.net, **arguments).arguments == NETS[name](**arguments).arguments
 
 
 def test_the_talks_recipe_is_to_the_letter(tmp_path):

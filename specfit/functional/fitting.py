@@ -88,7 +88,7 @@ def functional_fit(
     """
     _check_options(n_components, centres, starts)
     read = _check_spectrum(io.read(spectrum, edges))
-    unit = _content_per_event(read)
+    unit = read.content_per_event.item()
     events = Spectrum(read.counts / unit, read.edges)
     positions = starting_points(n_components, starts, rng=rng)
     found = (_fit_integrated if centres == "integrate" else _fit_iterated)(events, ranges, positions)
@@ -170,14 +170,6 @@ def _message(found: Found, starts: int) -> str:
     if names:
         text += f"; at a limit: {', '.join(names)} (widen the ranges or take fewer components)"
     return text
-
-
-def _content_per_event(spectrum: Spectrum) -> float:
-    """Returns content units per event: 1 for counts, the mean variance over content for weighted contents."""
-    if spectrum.variances is None:
-        return 1.0
-    unit = float(spectrum.variances.sum() / spectrum.total)
-    return unit if unit > 0 else 1.0
 
 
 def _check_options(n_components: int, centres: str, starts: int) -> None:

@@ -22,8 +22,8 @@ temporary name and then renamed, so that a reader never meets half of one.
 
 from __future__ import annotations
 
-__all__ = ["like", "parse_edges", "read", "to_hist", "write"]
+__all__ = ["MissingEdgesError", "like", "parse_edges", "read", "to_hist", "write"]
 
 from specfit.io.histograms import to_hist
-from specfit.io.reading import parse_edges, read
+from specfit.io.reading import MissingEdgesError, parse_edges, read
 from specfit.io.writing import like, write

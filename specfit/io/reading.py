@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["parse_edges", "read"]
+__all__ = ["MissingEdgesError", "parse_edges", "read"]
 
 import math
 import os
@@ -41,6 +41,19 @@ HOW_TO_GIVE_EDGES = "give them with --edges FILE|lo:hi:n|lo:hi:n:log on the comm
 MOST_BINS = 1_000_000
 
 
+class MissingEdgesError(InputError):
+    """Counts came without edges.
+
+    Args:
+        message: What came and what to do.
+        n_bins: Number of bins that came.
+    """
+
+    def __init__(self, message: str, n_bins: int) -> None:
+        super().__init__(message)
+        self.n_bins = n_bins
+
+
 def read(
     source: Any,
     edges: ArrayLike | str | os.PathLike[str] | None = None,
@@ -62,6 +75,7 @@ def read(
 
     Raises:
         InputError: What came is no spectrum; the message names the file, the argument and what to do.
+        MissingEdgesError: It is one, but without edges.
         FileNotFoundError: There is no such file.
         OSError: The file cannot be read.
 
@@ -83,7 +97,10 @@ def read(
     except InputError as error:
         if not _is_path(source):
             raise
-        raise InputError(f"{os.fspath(source)}: {error}") from None
+        message = f"{os.fspath(source)}: {error}"
+        if isinstance(error, MissingEdgesError):
+            raise MissingEdgesError(message, error.n_bins) from None
+        raise InputError(message) from None
 
 
 def parse_edges(source: ArrayLike | str | os.PathLike[str]) -> Tensor:
@@ -157,7 +174,8 @@ def _settle_edges(raw: RawSpectrum, edges: Any, default_edges: Any) -> Tensor:
         return given
     n_bins = as_float64(raw.counts, "counts").shape[-1:].numel()
     if default_edges is None:
-        raise InputError(f"edges: {raw.edges_missing}; {n_bins} bins came without them: {HOW_TO_GIVE_EDGES}")
+        message = f"edges: {raw.edges_missing}; {n_bins} bins came without them: {HOW_TO_GIVE_EDGES}"
+        raise MissingEdgesError(message, n_bins)
     default = parse_edges(default_edges)
     if len(default) != n_bins + 1:
         raise InputError(

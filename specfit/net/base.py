@@ -1,6 +1,7 @@
 """What every net is: counts in, background out, with the error that Poisson fluctuations of the counts cause.
 
-A net is built for a number of bins and knows nothing of edges; the checkpoint ties it to a binning.
+A net for one binning knows its number of bins and nothing of edges; the checkpoint ties it to them. A net for any
+binning reads the edges beside the counts.
 """
 
 from __future__ import annotations
@@ -24,40 +25,49 @@ class Prediction(NamedTuple):
     """Square root of the covariance, events, shape `(m, n_bins, n_directions)`."""
     n_parameters: Tensor
     """Effective number of parameters that the data determined, shape `(m,)`."""
+    novelty: Tensor
+    """How unlike anything simulated the spectrum is: above 1 hardly any simulated one comes; shape `(m,)`."""
 
 
 class BackgroundNet(nn.Module, ABC):
     """A net that maps counts of shape `(m, n_bins)` to the background under them.
 
     Args:
-        n_bins: Number of bins.
+        n_bins: Number of bins, or None for any.
         keeps_total: Whether the background always has the total of the input.
         arguments: The constructor's arguments as plain data; a checkpoint rebuilds the net from them.
     """
 
-    def __init__(self, n_bins: int, *, keeps_total: bool, arguments: dict[str, Any]) -> None:
+    def __init__(self, n_bins: int | None, *, keeps_total: bool, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.n_bins = n_bins
         self.keeps_total = keeps_total
         self.arguments = arguments
 
     @abstractmethod
-    def stages(self, counts: Tensor) -> list[Tensor]:
-        """Computes the background of each stage of refinement, each of shape `(m, n_bins)`; the last is the answer."""
+    def stages(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:
+        """Computes the background of each stage of refinement, each of shape `(m, n_bins)`; the last is the answer.
+
+        Args:
+            counts: Events per bin, shape `(m, n_bins)`.
+            edges: Bin edges, shape `(n_bins + 1,)` or `(m, n_bins + 1)`; a net for one binning does not look at them.
+            mask: As for `predict`.
+        """
 
     @abstractmethod
-    def predict(self, counts: Tensor, *, mask: Tensor | None = None) -> Prediction:
+    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
         """Computes the background with its error.
 
         Args:
             counts: Events per bin, shape `(m, n_bins)`; masked bins hold a guess of the background.
+            edges: As for `stages`.
             mask: True for bins whose content is a guess and not data, shape `(m, n_bins)`. A net with a likelihood
                 leaves them out; others can only take the guess.
         """
 
-    def forward(self, counts: Tensor) -> Tensor:
+    def forward(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Computes the background, shape `(m, n_bins)`."""
-        return self.stages(counts)[-1]
+        return self.stages(counts, edges=edges, mask=mask)[-1]
 
 
 def propagate_poisson_errors(net: Callable[[Tensor], Tensor], counts: Tensor) -> Prediction:
@@ -78,4 +88,5 @@ def propagate_poisson_errors(net: Callable[[Tensor], Tensor], counts: Tensor) ->
         rows = [torch.autograd.grad(bin_.sum(), counts, retain_graph=True)[0] for bin_ in background.unbind(-1)]
     jacobian, background = torch.stack(rows, 1).double(), background.detach().double()  # (m, n_bins, n_bins)
     factor = jacobian * background.sqrt()[:, None, :]
-    return Prediction(background, factor, jacobian.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=0.0))
+    n_parameters = jacobian.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=0.0)
+    return Prediction(background, factor, n_parameters, torch.zeros_like(n_parameters))

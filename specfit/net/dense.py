@@ -42,12 +42,13 @@ class TalkNet(BackgroundNet):
             nn.init.uniform_(layer.weight, -0.05, 0.05)
             nn.init.zeros_(layer.bias)
 
-    def stages(self, counts: Tensor) -> list[Tensor]:
+    def stages(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:  # noqa: ARG002
         """Computes the background; one stage."""
+        counts = counts.to(self.out.weight.dtype)
         features = torch.relu(self.hidden(counts))
         return [torch.softmax(self.out(features), -1) * counts.sum(-1, keepdim=True)]
 
-    def predict(self, counts: Tensor, *, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002 (no likelihood)
+    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002
         """Computes the background and propagates the Poisson errors of the counts."""
         return propagate_poisson_errors(self.forward, counts)
 
@@ -79,12 +80,13 @@ class DenseNet(BackgroundNet):
         self.trunk = Trunk(n_bins, FlattenHistogramAndNormalize(width=width, n_sigma=n_sigma, grid=grid), hidden, depth)
         self.out = nn.Linear(hidden, n_bins)
 
-    def stages(self, counts: Tensor) -> list[Tensor]:
+    def stages(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:  # noqa: ARG002
         """Computes the background; one stage."""
+        counts = counts.to(self.out.weight.dtype)
         shape = torch.softmax(self.out(self.trunk(counts)), -1)
         return [shape * counts.sum(-1, keepdim=True)]
 
-    def predict(self, counts: Tensor, *, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002 (no likelihood)
+    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002
         """Computes the background and propagates the Poisson errors of the counts."""
         return propagate_poisson_errors(self.forward, counts)
 

@@ -19,7 +19,7 @@ a bin is lost.
 
 from __future__ import annotations
 
-__all__ = ["LearnedBasisNet", "posterior_mode", "precision_cholesky"]
+__all__ = ["LearnedBasisNet"]
 
 import math
 from collections.abc import Sequence
@@ -27,18 +27,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from specfit.net.base import BackgroundNet, Prediction
+from specfit.net.base import Prediction
 from specfit.net.dense import Trunk
+from specfit.net.error_scale import CalibratedNet
 from specfit.net.pixelize import FlattenHistogramAndNormalize
+from specfit.net.posterior import LARGEST_LOG_SCALE, gaussian_prediction, posterior_mode
 
-# A Newton step moves no log rate by more than this, and no log rate leaves the range of exp.
-LARGEST_STEP, LOG_RATES = 2.0, (-30.0, 30.0)
-# Steps to the mode when a spectrum is fitted; training uses fewer, because the next batch is new anyway.
-STEPS_AT_INFERENCE = 3
 GATE_FEATURES = 64
 
 
-class LearnedBasisNet(BackgroundNet):
+class LearnedBasisNet(CalibratedNet):
     """Pixelize, small dense net, mean and basis, posterior mode; once for each stage.
 
     Args:
@@ -47,7 +45,6 @@ class LearnedBasisNet(BackgroundNet):
         width: Pixels a row.
         hidden: Features of the dense net.
         depth: Residual blocks of each stage.
-        newton_steps: Newton steps of each stage while training.
     """
 
     def __init__(
@@ -56,48 +53,44 @@ class LearnedBasisNet(BackgroundNet):
         *,
         n_basis: Sequence[int] = (14, 10),
         width: int = 101,
-        hidden: int = 192,
+        hidden: int = 128,
         depth: int = 2,
-        newton_steps: int = 2,
     ) -> None:
         arguments = {"n_bins": n_bins, "n_basis": list(n_basis), "width": width, "hidden": hidden, "depth": depth}
-        super().__init__(n_bins, keeps_total=False, arguments=arguments | {"newton_steps": newton_steps})
-        self.newton_steps = newton_steps
+        super().__init__(n_bins, n_features=hidden, arguments=arguments)
         # The first stage reads counts, the later ones smooth rates, whose tails mean something below one event.
         self.parts = nn.ModuleList(
             _Stage(n_bins, k, Trunk(n_bins, _pixelize(width, floor=0.5 if i == 0 else 1e-3), hidden, depth), hidden)
             for i, k in enumerate(n_basis)
         )
 
-    def stages(self, counts: Tensor) -> list[Tensor]:
+    def stages(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:  # noqa: ARG002
         """Computes the background after each stage."""
-        return [log_rate.exp().float() for log_rate in self._run(counts, self.newton_steps)[0]]
+        return [log_rate.exp().float() for log_rate in self._run(counts, mask)[0]]
 
-    def predict(self, counts: Tensor, *, mask: Tensor | None = None) -> Prediction:
+    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002
         """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
-        log_rates, basis, weight = self._run(counts, STEPS_AT_INFERENCE, mask)
-        rate = log_rates[-1].exp()
-        cholesky = precision_cholesky(basis, weight * rate)
-        half = torch.linalg.solve_triangular(cholesky, basis.mT, upper=False).mT  # (m, n_bins, k)
-        n_parameters = (half.square().sum(-1) * weight * rate).sum(-1)
-        return Prediction(rate, half * rate[..., None], n_parameters)
+        log_rates, basis, weight, features = self._run(counts, mask)
+        return self.calibrated(gaussian_prediction(log_rates[-1], basis, weight), features, counts, mask)
 
-    def _run(
-        self, counts: Tensor, newton_steps: int, mask: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Returns the log rates of each stage, and the basis and the weights of the last one; float64."""
-        data = counts.double()
+    def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Computes the features of the last stage."""
+        return self._run(counts, mask)[3]
+
+    def _run(self, counts: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Returns the log rates of each stage, and of the last one basis, weights and features `(m, hidden)`."""
+        data, counts = counts.double(), counts.float()
         total = counts.sum(-1, keepdim=True).clamp(min=1.0)
-        log_rates = [(total / self.n_bins).log().double().expand(-1, self.n_bins)]
-        seen, weight = counts, torch.ones_like(data)
+        log_rates = [(total / data.shape[1]).log().double().expand_as(data)]
+        seen, weight, features = counts, torch.ones_like(data), counts
         for part in self.parts:
-            mean, basis, weight = part(seen, (counts - seen) / seen.clamp(min=1.0).sqrt())
+            mean, basis, weight, features = part(seen, (counts - seen) / seen.clamp(min=1.0).sqrt())
             if mask is not None:
                 weight = weight.masked_fill(mask, 0.0)
             log_mean = log_rates[-1] + mean
-            log_rates.append(posterior_mode(log_mean, basis, data, weight=weight, steps=newton_steps))
+            log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
             seen = log_rates[-1].exp().float()
-        return log_rates[1:], basis, weight
+        return log_rates[1:], basis, weight, features
 
 
 class _Stage(nn.Module):
@@ -119,52 +112,19 @@ class _Stage(nn.Module):
         cosines = torch.stack([torch.cos(k * x) / math.sqrt(1 + k) for k in range(n_basis)], -1)  # (n_bins, n_basis)
         self.basis.bias.data.copy_(cosines.flatten())
 
-    def forward(self, seen: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps `(m, n_bins)` twice to mean `(m, n_bins)`, basis `(m, n_bins, n_basis)`, weight `(m, n_bins)`; float64.
+    def forward(self, seen: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Maps `(m, n_bins)` twice to mean, basis, weight (float64) and features.
 
+        Their shapes are `(m, n_bins)`, `(m, n_bins, n_basis)`, `(m, n_bins)` and `(m, hidden)`.
         The mean and the basis see only what is smooth; the noise of the residuals reaches the weights alone.
         """
         features = self.trunk(seen)
         basis = (
-            self.basis(features).unflatten(-1, (self.n_bins, self.n_basis)) * self.log_scale(features).exp()[:, None]
+            self.basis(features).unflatten(-1, (self.n_bins, self.n_basis))
+            * self.log_scale(features).clamp(max=LARGEST_LOG_SCALE).exp()[:, None]
         )
         weight = torch.sigmoid(self.belief(torch.cat([features, torch.asinh(residual)], -1)))
-        return self.mean(features).double(), basis.double(), weight.double()
-
-
-def posterior_mode(log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: Tensor, steps: int) -> Tensor:
-    """Finds the most probable log rate for a basis on it, by damped Newton steps in its coefficients c.
-
-    Args:
-        log_mean: Log of the expected events for c = 0, shape `(m, n_bins)`, float64.
-        basis: Directions on the log rate, shape `(m, n_bins, k)`, float64; c has a unit normal prior.
-        counts: Observed events, shape `(m, n_bins)`, float64.
-        weight: How far each bin is believed, shape `(m, n_bins)`, from 0 (left out exactly) to 1.
-        steps: Number of Newton steps.
-
-    Returns:
-        Log of the expected events at the mode, shape `(m, n_bins)`.
-    """
-    log_rate = log_mean.clamp(*LOG_RATES)
-    c = basis.new_zeros(basis.shape[0], basis.shape[2], 1)
-    for _ in range(steps):
-        rate = log_rate.exp()
-        gradient = basis.mT @ (weight * (counts - rate))[..., None] - c
-        step = torch.cholesky_solve(gradient, precision_cholesky(basis, weight * rate))
-        moved = basis @ step  # (m, n_bins, 1)
-        damping = (LARGEST_STEP / moved.abs().amax(1, keepdim=True).clamp(min=1e-6)).clamp(max=1.0)
-        c = c + damping * step
-        log_rate = (log_mean + (basis @ c)[..., 0]).clamp(*LOG_RATES)
-    return log_rate
-
-
-def precision_cholesky(basis: Tensor, information: Tensor) -> Tensor:
-    """Factorises the precision of the coefficients, B^T diag(information) B + 1: lower triangular, `(m, k, k)`."""
-    precision = (basis * information[..., None]).mT @ basis
-    # The unit prior makes it positive definite; the relative term keeps it so to rounding at 1e10 events a bin.
-    jitter = 1 + 1e-13 * precision.diagonal(dim1=-2, dim2=-1).amax(-1)
-    lower: Tensor = torch.linalg.cholesky(precision + torch.diag_embed(jitter[:, None].expand(-1, precision.shape[-1])))
-    return lower
+        return self.mean(features).double(), basis.double(), weight.double(), features
 
 
 def _pixelize(width: int, *, floor: float) -> FlattenHistogramAndNormalize:

@@ -41,10 +41,10 @@ class FittedSpectra(pl.Callback):
             return
         loader: DataLoader[Batch] = cast(Any, trainer.val_dataloaders)
         batch = next(iter(loader))
-        edges = cast(Any, loader.dataset).generator.edges
-        fitter = SpectrumFitter(pl_module.net, edges)
-        fits = fitter.fit(batch.counts[:EXAMPLES].cpu(), edges, refit=None)
-        picture = _pixels([fits[i] for i in range(len(fits.background))], batch.background[:EXAMPLES].cpu().double())
+        counts, truths = (t[:EXAMPLES].cpu().double() for t in (batch.counts, batch.background))
+        edges = batch.edges.cpu().double().expand(len(batch.counts), -1)
+        fitter = SpectrumFitter(pl_module.net, None if pl_module.net.n_bins is None else edges[0])
+        picture = _pixels([fitter.fit(n, e, refit=None) for n, e in zip(counts, edges, strict=False)], truths)
         for logger in loggers:
             logger.experiment.add_image("fits", picture, trainer.global_step, dataformats="HWC")
 

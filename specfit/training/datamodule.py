@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from specfit.errors import InputError
-from specfit.generator import Batch, SpectrumGenerator
+from specfit.generator import Batch, SpectrumGenerator, WideGenerator
 from specfit.randomness import independent_rng
 
 TRAINING, VALIDATION, ORDER = 0, 1, 2
@@ -39,7 +39,7 @@ class SpectrumDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        generator: SpectrumGenerator,
+        generator: SpectrumGenerator | WideGenerator,
         *,
         batch_size: int = 128,
         batches_per_epoch: int = 500,
@@ -88,7 +88,9 @@ class SpectrumDataModule(pl.LightningDataModule):
 class _SampledBatches(Dataset[Batch]):
     """Batch number k, sampled when it is asked for."""
 
-    def __init__(self, generator: SpectrumGenerator, batch_size: int, seed: tuple[int, ...], device: str) -> None:
+    def __init__(
+        self, generator: SpectrumGenerator | WideGenerator, batch_size: int, seed: tuple[int, ...], device: str
+    ) -> None:
         self.generator, self.batch_size, self.seed, self.device = generator, batch_size, seed, device
 
     def __getitem__(self, number: int) -> Batch:

@@ -16,6 +16,7 @@ from torchmetrics import SumMetric
 from specfit.generator import Batch
 from specfit.information_limit import USED_ABOVE
 from specfit.net import BackgroundNet, significance_loss
+from specfit.significance import poisson_deviance
 
 
 class FitterModule(pl.LightningModule):
@@ -30,6 +31,7 @@ class FitterModule(pl.LightningModule):
         scheduler: Makes the learning-rate schedule from the optimizer and `total_steps`, or None.
         stage_weight: Weight of the loss of every stage but the last.
         clip: Largest norm of the gradient, or None. A step whose gradient is not finite is left out.
+        robust: Take the log of 1 + each spectrum's loss, so that no spectrum of a wide prior outweighs the others.
         limit: RMS of an efficient estimator on the validation set, or None.
     """
 
@@ -41,23 +43,24 @@ class FitterModule(pl.LightningModule):
         scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
         stage_weight: float = 0.3,
         clip: float | None = 1.0,
+        robust: bool = False,
         limit: float | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.stage_weight, self.clip, self.limit = stage_weight, clip, limit
+        self.stage_weight, self.clip, self.robust, self.limit = stage_weight, clip, robust, limit
         self.squares, self.sums, self.used = SumMetric(), SumMetric(), SumMetric()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
         """Computes the loss of one batch."""
-        *early, last = (self._loss(stage, batch.background) for stage in self.net.stages(batch.counts))
+        *early, last = (self._loss(stage, batch.background) for stage in self._stages(batch))
         self.log("train/loss", last, prog_bar=True)
         return last + self.stage_weight * sum(early)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
         """Accumulates the figures of one batch."""
-        background = self.net(batch.counts)
+        background = self._stages(batch)[-1]
         self.log("val/loss", self._loss(background, batch.background), sync_dist=True, batch_size=1)
         used = batch.background > USED_ABOVE
         residual = ((background - batch.background) / batch.background.sqrt())[used].double()
@@ -76,7 +79,12 @@ class FitterModule(pl.LightningModule):
         for metric in (self.squares, self.sums, self.used):
             metric.reset()
 
+    def _stages(self, batch: Batch) -> list[Tensor]:
+        return self.net.stages(batch.counts, edges=batch.edges, mask=batch.mask)
+
     def _loss(self, background: Tensor, truth: Tensor) -> Tensor:
+        if self.robust:
+            return torch.log1p(poisson_deviance(truth.double(), background.double()).mean(-1) / 2).mean()
         return significance_loss(background, truth, normalize=self.net.keeps_total)
 
     def configure_optimizers(self) -> Any:

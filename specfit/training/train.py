@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Trained", "main", "train"]
 
+import inspect
 import os
 import platform
 import subprocess
@@ -26,9 +27,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from specfit.checkpoint import IN_A_RUN, Checkpoint, load, save
 from specfit.errors import InputError
+from specfit.generator import SpectrumGenerator, WideGenerator
 from specfit.information_limit import information_limit
 from specfit.net import BackgroundNet
 from specfit.resources import folder
+from specfit.training.calibrate import calibrate
+from specfit.training.datamodule import SpectrumDataModule
 
 
 class Trained(NamedTuple):
@@ -55,11 +59,11 @@ def train(cfg: DictConfig) -> Trained:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = instantiate(cfg.data)
-    net = instantiate(cfg.net, n_bins=data.generator.n_bins)
+    net = _make_net(cfg, data)
     if cfg.start_from:
         net.load_state_dict(_weights_to_start_from(cfg.start_from, net))
-    limit = information_limit(data.generator, size=cfg.limit_size, rng=torch.Generator().manual_seed(cfg.seed))
-    module = instantiate(cfg.module)(net, limit=limit.rms)
+    limit = _limit(data.generator, cfg)
+    module = instantiate(cfg.module)(net, limit=limit)
 
     best = ModelCheckpoint(
         run_dir / "state", filename="best", monitor="val/loss", save_last=True, enable_version_counter=False
@@ -76,12 +80,15 @@ def train(cfg: DictConfig) -> Trained:
         state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
         module.load_state_dict(state["state_dict"])
         (figures,) = trainer.validate(module, data, verbose=False)
+    calibration = calibrate(net, data.generator, size=cfg.calibration_size, seed=cfg.seed)
 
-    figures |= {"limit": limit.rms, "spectra": float(trainer.global_step * data.batch_size * trainer.world_size)}
+    figures |= {"spectra": float(trainer.global_step * data.batch_size * trainer.world_size)}
+    figures |= {} if limit is None else {"limit": limit}
+    figures |= {} if calibration is None else {f"pull/{name}": value for name, value in calibration._asdict().items()}
     card["figures"] = {name: round(value, 6) for name, value in figures.items()}
     path = run_dir / IN_A_RUN
     if trainer.is_global_zero:
-        save(Checkpoint(net, data.generator.edges, card), path)
+        save(Checkpoint(net, None if net.n_bins is None else data.generator.edges, card), path)
     return Trained(path, figures)
 
 
@@ -140,6 +147,25 @@ def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(wanted, written)
     return None
+
+
+def _make_net(cfg: DictConfig, data: SpectrumDataModule) -> BackgroundNet:
+    """Makes the net; one for a single binning is told how many bins it has."""
+    is_for_one_binning = "n_bins" in inspect.signature(hydra.utils.get_class(cfg.net["_target_"])).parameters
+    if not is_for_one_binning:
+        return cast(BackgroundNet, instantiate(cfg.net))
+    if not isinstance(data.generator, SpectrumGenerator):
+        raise InputError(
+            f"net: {cfg.net['_target_']} is for one binning, the generator samples many; choose net=any_binning"
+        )
+    return cast(BackgroundNet, instantiate(cfg.net, n_bins=data.generator.n_bins))
+
+
+def _limit(generator: SpectrumGenerator | WideGenerator, cfg: DictConfig) -> float | None:
+    """Computes the RMS of an efficient estimator, where it is known."""
+    if not isinstance(generator, SpectrumGenerator):
+        return None
+    return information_limit(generator, size=cfg.limit_size, rng=torch.Generator().manual_seed(cfg.seed)).rms
 
 
 def _weights_to_start_from(path: str, net: BackgroundNet) -> dict[str, torch.Tensor]:

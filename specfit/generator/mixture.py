@@ -1,4 +1,4 @@
-r"""SpectrumGenerator: sampled spectra without end, the truth that nets are trained and judged on.
+r"""SpectrumGenerator: the talk's mixtures on one binning, without end.
 
 A background is a mixture of :math:`N_\mathrm{bgd}` components
 
@@ -18,13 +18,12 @@ components and the distribution of the fractions are not in the source and are o
 
 from __future__ import annotations
 
-__all__ = ["Batch", "Components", "SignalPrior", "SpectrumGenerator"]
+__all__ = ["Components", "SpectrumGenerator"]
 
 import copy
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,10 +31,10 @@ from torch import Tensor
 
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
-from specfit.shapes import ErfExp, Gaussian, quadrature
-
-Range = Sequence[float]
-"""Lower and upper end of a uniform distribution; equal ends fix the value."""
+from specfit.generator.batch import Batch
+from specfit.generator.ranges import Range, check_range, uniform
+from specfit.generator.signal import SignalPrior
+from specfit.shapes import ErfExp, quadrature
 
 # A bin is planned to be integrated to this share of itself, or to this share of the whole spectrum if that is larger.
 RELATIVE_ERROR, ERROR_OF_TOTAL = 1e-5, 1e-9
@@ -58,61 +57,6 @@ class Components(NamedTuple):
     """Fraction before the fractions of a spectrum are normalised to 1."""
     total: Tensor
     """Expected events, shape `(size,)`."""
-
-
-class Batch(NamedTuple):
-    """Sampled spectra on common edges; all of shape `(size, n_bins)`, in events per bin."""
-
-    counts: Tensor
-    """Poisson data around background + signal."""
-    background: Tensor
-    """Expected background: the truth a fit should find."""
-    signal: Tensor
-    """Expected signal, zero where none was injected."""
-
-
-@dataclass(frozen=True)
-class SignalPrior:
-    """What is injected: a Gaussian, into a share of the spectra.
-
-    Args:
-        probability: Share of spectra that get a signal.
-        mass: Range of the position, in the unit of the edges.
-        relative_width: Range of the standard deviation over the mass.
-        events: Range of the expected number of signal events, or None.
-        strength: Range of the same number in units of the square root of the background within two standard
-            deviations around the mass, or None. Exactly one of `events` and `strength` is given.
-    """
-
-    probability: float = 1.0
-    mass: Range = (1000.0, 1000.0)
-    relative_width: Range = (0.1, 0.1)
-    events: Range | None = None
-    strength: Range | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise InputError(f"probability: a share between 0 and 1 is expected, {self.probability} came")
-        if (self.events is None) == (self.strength is None):
-            raise InputError("signal: give exactly one of events and strength")
-        _check_range("mass", self.mass, above=0.0)
-        _check_range("relative_width", self.relative_width, above=0.0)
-        name = "strength" if self.events is None else "events"
-        _check_range(name, getattr(self, name), least=0.0)
-
-    def sample(self, background: Tensor, edges: Tensor, *, rng: torch.Generator) -> Tensor:
-        """Draws the expected signal events per bin, shape `(size, n_bins)`, for backgrounds of that shape."""
-        size, device = len(background), background.device
-        mass = _uniform(self.mass, size, rng=rng).to(torch.float64)
-        width = mass * _uniform(self.relative_width, size, rng=rng)
-        is_injected = torch.rand(size, generator=rng, device=device) < self.probability
-        amount = _uniform(self.events or self.strength or (0, 0), size, rng=rng)
-        if self.strength is not None:
-            centers = (edges[1:] + edges[:-1]) / 2
-            near = (centers - mass[:, None]).abs() < 2 * width[:, None]
-            amount = amount * (background * near).sum(-1).clamp(min=1.0).sqrt()
-        shape = Gaussian(mass, width).log_bins(edges).exp().to(background.dtype)
-        return shape * (amount * is_injected)[:, None]
 
 
 class SpectrumGenerator:
@@ -158,9 +102,9 @@ class SpectrumGenerator:
         self.n_backgrounds = _check_n_backgrounds(n_backgrounds)
         self.ranges = {"rho": rho, "alpha": alpha, "mu": mu, "sigma": sigma}
         for name, pair in self.ranges.items():
-            _check_range(name, pair, above=-math.inf if name == "mu" else 0.0)
-        _check_range("total", total, above=0.0)
-        _check_range("unit", (unit, unit), above=0.0)
+            check_range(name, pair, above=-math.inf if name == "mu" else 0.0)
+        check_range("total", total, above=0.0)
+        check_range("unit", (unit, unit), above=0.0)
         self.unit, self.total, self.signal = unit, total, signal
         self.weights = _check_weights(weights, self.n_backgrounds)
         self._x, self._weights = _plan_quadrature(self.edges_in_units, self.ranges)
@@ -189,7 +133,7 @@ class SpectrumGenerator:
         background = self.sample_background(size, rng=rng)
         edges = self.edges.to(background.device)
         signal = self.signal.sample(background, edges, rng=rng) if self.signal else torch.zeros_like(background)
-        return Batch(torch.poisson(background + signal, generator=rng), background, signal)
+        return Batch(torch.poisson(background + signal, generator=rng), background, signal, edges)
 
     def stream(self, batch_size: int, *, rng: torch.Generator) -> Iterator[Batch]:
         """Yields fresh batches without end."""
@@ -207,10 +151,10 @@ class SpectrumGenerator:
         else:
             n = low + torch.multinomial(self.weights.to(device), size, replacement=True, generator=rng)
         owner = torch.repeat_interleave(torch.arange(size, device=device), n)
-        rho, alpha, mu, sigma = (_uniform(pair, len(owner), rng=rng) for pair in self.ranges.values())
+        rho, alpha, mu, sigma = (uniform(pair, len(owner), rng=rng) for pair in self.ranges.values())
         # One draw in 17 million is exactly 0: a spectrum of one such component would be 0 / 0.
         fraction = torch.rand(len(owner), generator=rng, device=device).clamp(min=SMALLEST_FRACTION)
-        return Components(owner, rho, alpha, mu, sigma, fraction, _uniform(self.total, size, rng=rng))
+        return Components(owner, rho, alpha, mu, sigma, fraction, uniform(self.total, size, rng=rng))
 
     def sample_background(self, size: int, *, rng: torch.Generator) -> Tensor:
         """Draws expected backgrounds, shape `(size, n_bins)`, float32, in events per bin."""
@@ -301,30 +245,12 @@ def _plan_quadrature(edges: Tensor, ranges: dict[str, Range]) -> tuple[Tensor, T
     return nodes.float(), weights.float()
 
 
-def _uniform(pair: Range, size: int, *, rng: torch.Generator) -> Tensor:
-    low, high = pair
-    return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
-
-
 def _check_edges(edges: Tensor) -> Tensor:
     if edges.ndim != 1 or len(edges) < 3 or not (edges.diff() > 0).all() or not edges.isfinite().all():
         raise InputError("edges: at least 3 finite, strictly increasing numbers in one row are expected")
     if edges[0] < 0:
         raise InputError(f"edges: x to a power needs edges from 0 upwards, the first is {edges[0]:g}")
     return edges
-
-
-def _check_range(name: str, pair: Range, *, above: float = -math.inf, least: float = -math.inf) -> None:
-    try:
-        low, high = (float(end) for end in pair)
-    except (TypeError, ValueError):  # not two numbers
-        low, high = math.nan, math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise InputError(f"{name}: a range (low, high) with low <= high is expected, {pair} came")
-    if low <= above:
-        raise InputError(f"{name}: must be above {above:g}, the range {pair} came")
-    if low < least:
-        raise InputError(f"{name}: must be at least {least:g}, the range {pair} came")
 
 
 def _check_n_backgrounds(n: int | Sequence[int]) -> tuple[int, int]:

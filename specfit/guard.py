@@ -1,0 +1,75 @@
+"""The guard: tells a background that can be used from a confident wrong line.
+
+A fit is not converged if
+
+- it gave no finite positive background,
+- the data that it believed disagree with it beyond chance (`LEAST_P_VALUE`),
+- the refit took so much for signal that hardly anything is left to tell the background from (`MOST_MASKED`), or
+- the net has seen nothing like the spectrum (its novelty is above `MOST_NOVEL`): a comb, a peak over half of the range.
+
+Each comes with what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LEAST_P_VALUE", "MOST_MASKED", "MOST_NOVEL", "Verdict", "judge"]
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specfit.net import Prediction
+from specfit.significance import deviance_p_value, poisson_deviance
+
+LEAST_P_VALUE = 1e-6
+MOST_MASKED = 1 / 3
+MOST_NOVEL = 1.3
+
+
+class Verdict(NamedTuple):
+    """Whether fits can be used."""
+
+    converged: Tensor
+    """Shape `(m,)`, bool."""
+    reasons: list[str]
+    """What was found, with the number of spectra and what to do; empty if all converged."""
+
+
+def judge(counts: Tensor, prediction: Prediction, *, mask: Tensor, left_out: Tensor) -> Verdict:
+    """Judges fits.
+
+    Args:
+        counts: Events per bin, shape `(m, n_bins)`.
+        prediction: The background with its error.
+        mask: True for bins that did not count in the fit, shape `(m, n_bins)`.
+        left_out: True for those of them that the caller left out.
+    """
+    background = prediction.background
+    usable = (background.isfinite() & (background > 0)).all(-1)
+    safe = torch.where(usable[:, None], background, 1.0)
+    deviance = poisson_deviance(counts, safe).masked_fill(mask, 0.0).sum(-1)
+    ndf = ((~mask).sum(-1) - prediction.n_parameters.nan_to_num(0.0)).clamp(min=1.0)
+    agrees = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
+    masked = (mask & ~left_out).sum(-1) <= MOST_MASKED * (~left_out).sum(-1)
+    known = prediction.novelty <= MOST_NOVEL
+    found = [
+        (~usable, "gave no finite positive background; train for such spectra (specfit train)"),
+        (
+            usable & ~agrees,
+            f"disagree with the data beyond chance (p < {LEAST_P_VALUE:g}): a structure that is no smooth background; "
+            "leave it out with mask (--mask lo:hi) or fit a range without it",
+        ),
+        (
+            usable & ~masked,
+            "took more than a third of the bins for signal; fit a wider range, leave the peak out with mask "
+            "(--mask lo:hi), or fit without refit",
+        ),
+        (
+            usable & ~known,
+            "are unlike anything that the net was trained on; leave out what is no background with mask "
+            "(--mask lo:hi), fit another range, or train for such spectra (specfit train)",
+        ),
+    ]
+    reasons = [f"{int(bad.sum())} of {len(counts)} fits {what}" for bad, what in found if bad.any()]
+    return Verdict(usable & agrees & masked & known, reasons)

@@ -1,0 +1,75 @@
+"""Bins to leave out: blinded windows, and what stands in for them until a fit has an answer."""
+
+from __future__ import annotations
+
+__all__ = ["bridged", "left_out_bins"]
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specfit.arrays import as_float64
+from specfit.errors import InputError
+from specfit.spectrum import Spectrum
+
+
+def left_out_bins(spectrum: Spectrum, mask: Any) -> Tensor:
+    """Returns which bins are left out, shape `(m, n_bins)`, bool.
+
+    Args:
+        spectrum: One spectrum or many.
+        mask: None; windows `[(low, high), ...]` in the unit of the edges, of which every bin that overlaps is left out;
+            or true for each such bin, shape `(n_bins,)` or `(m, n_bins)`.
+
+    Raises:
+        InputError: It is none of these, a window lies outside of the edges, or too little would be left to fit.
+    """
+    m, n_bins = spectrum.counts.view(-1, spectrum.n_bins).shape
+    if mask is None or np.size(mask) == 0:
+        return torch.zeros(m, n_bins, dtype=torch.bool)
+    given = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    chosen = _flags(given, (m, n_bins)) if given.dtype == bool else _overlaps(given, spectrum.edges)
+    left_out = chosen.expand(m, n_bins).clone()
+    content = spectrum.counts.view(m, n_bins).masked_fill(left_out, 0.0).sum(-1)
+    if (left_out.sum(-1) > n_bins // 2).any() or (content <= 0).any():
+        raise InputError(f"mask: more than half of the {n_bins} bins, or all of the content, would be left out")
+    return left_out
+
+
+def bridged(counts: Tensor, left_out: Tensor, edges: Tensor) -> Tensor:
+    """Replaces what is left out by a straight line through the log of the density on either side.
+
+    Args:
+        counts: Events per bin, shape `(m, n_bins)`.
+        left_out: True for bins to replace, same shape.
+        edges: Bin edges, shape `(n_bins + 1,)`.
+    """
+    x, widths = ((edges[1:] + edges[:-1]) / 2).cpu().numpy(), edges.diff().cpu().numpy()
+    result = counts.clone()
+    for row in left_out.any(-1).nonzero()[:, 0].tolist():
+        out = left_out[row].cpu().numpy()
+        log_density = np.log((counts[row].cpu().numpy() + 0.5) / widths)
+        filled = np.exp(np.interp(x[out], x[~out], log_density[~out])) * widths[out]
+        result[row, left_out[row]] = torch.as_tensor(filled).to(result)
+    return result
+
+
+def _flags(given: np.ndarray, shape: tuple[int, int]) -> Tensor:
+    if given.shape not in ((shape[1],), shape):
+        raise InputError(f"mask: shape ({shape[1]},) or {shape} is expected, {given.shape} came")
+    return torch.as_tensor(given)
+
+
+def _overlaps(given: np.ndarray, edges: Tensor) -> Tensor:
+    windows = as_float64(given, "mask")
+    if windows.ndim != 2 or windows.shape[1] != 2 or not (windows[:, 0] < windows[:, 1]).all():
+        raise InputError(
+            f"mask: windows [(low, high), ...] with low < high, or a bool for each bin, expected; {given} came"
+        )
+    overlaps = (edges[:-1] < windows[:, 1:]) & (edges[1:] > windows[:, :1])  # (n_windows, n_bins)
+    if not overlaps.any(-1).all():
+        low, high = windows[~overlaps.any(-1)][0].tolist()
+        raise InputError(f"mask: no bin overlaps {low:g} to {high:g}; the edges run from {edges[0]:g} to {edges[-1]:g}")
+    return overlaps.any(0)

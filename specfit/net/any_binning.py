@@ -1,0 +1,175 @@
+r"""AnyBinningNet: one net for every spectrum, whatever its bins, its range and its number of events.
+
+Every bin is a token: what was counted, where it lies, how wide it is, and what is estimated there so far. A small
+transformer, with the same weights at every pass, reads the tokens and writes for each bin a correction of the mean log
+rate, a row of the basis and a weight (how far the bin is believed); the posterior mode of the coefficients is the
+estimate that the next pass reads. As in `LearnedBasisNet` the covariance comes in closed form.
+
+Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
+widths as shares of the range. The first estimate is a smooth curve through the logarithms of the contents, by linear
+algebra alone. Positions, residuals and rates are float64 until they become features; the features are float32.
+"""
+
+from __future__ import annotations
+
+__all__ = ["AnyBinningNet"]
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from specfit.net.base import Prediction
+from specfit.net.error_scale import CalibratedNet
+from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, gaussian_prediction, posterior_mode
+
+# Cosines of the first estimate, waves of each position feature, half widths of the windows of the residual features.
+SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 12, 8, (1, 3, 7)
+# Ranges that span more than this factor are taken for ranges from 0.
+LARGEST_RATIO = 40.0
+N_FEATURES = 3 * 2 * WAVES + 5 + 10 + len(HALF_WIDTHS)
+
+
+class AnyBinningNet(CalibratedNet):
+    """One token a bin, a small transformer, mean and basis, posterior mode; pass after pass.
+
+    Args:
+        n_basis: Number of directions.
+        features: Size of a token.
+        layers: Transformer layers of a pass.
+        heads: Attention heads of a layer.
+        passes: How often the tokens are read, each time with the last estimate.
+    """
+
+    def __init__(
+        self, *, n_basis: int = 16, features: int = 64, layers: int = 3, heads: int = 2, passes: int = 2
+    ) -> None:
+        arguments = {"n_basis": n_basis, "features": features, "layers": layers, "heads": heads, "passes": passes}
+        super().__init__(None, n_features=features, arguments=arguments)
+        self.n_basis, self.passes = n_basis, passes
+        self.embed = nn.Linear(N_FEATURES + passes, features)
+        layer = nn.TransformerEncoderLayer(
+            features, heads, 3 * features, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.trunk = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(features), enable_nested_tensor=False)
+        self.mean, self.belief = nn.Linear(features, 1), nn.Linear(features, 1)
+        self.basis, self.log_scale = nn.Linear(features, n_basis), nn.Linear(features, n_basis)
+        for head in (self.mean, self.belief, self.log_scale):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        nn.init.constant_(self.belief.bias, 4.0)  # starts by believing every bin: sigmoid(4) = 0.98
+        nn.init.constant_(self.log_scale.bias, math.log(0.3))
+
+    def stages(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:
+        """Computes the background after each pass, float64."""
+        return [log_rate.exp() for log_rate in self._run(counts, edges, mask)[0]]
+
+    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
+        """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
+        log_rates, basis, weight, features = self._run(counts, edges, mask)
+        return self.calibrated(gaussian_prediction(log_rates[-1], basis, weight), features, counts, mask)
+
+    def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Computes the mean token of the last pass."""
+        return self._run(counts, edges, mask)[3]
+
+    def _run(
+        self, counts: Tensor, edges: Tensor | None, mask: Tensor | None
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Returns the log rates of each pass, and of the last one basis, weights and mean features `(m, features)`."""
+        data = counts.double()
+        edges = _edges_of(data, edges)
+        mask = torch.zeros_like(data, dtype=torch.bool) if mask is None else mask
+        log_widths = (edges.diff(dim=1) / (edges[:, -1:] - edges[:, :1])).log()
+        fixed, log_total = _position_features(edges, log_widths), _log_total(data, mask)
+        log_rates, basis, weight, features = [_first_estimate(data, log_widths, mask)], data, data, data
+        for i in range(self.passes):
+            seen = _estimate_features(data, log_rates[-1], log_widths, log_total, mask)
+            which = nn.functional.one_hot(torch.tensor(i), self.passes).expand(*data.shape, -1)
+            tokens = self.trunk(self.embed(torch.cat([fixed, seen, which.to(fixed)], -1)))
+            features = tokens.mean(1)
+            scale = self.log_scale(features).clamp(max=LARGEST_LOG_SCALE).exp()[:, None]  # (m, 1, n_basis)
+            basis = (self.basis(tokens) * scale).double()
+            weight = torch.sigmoid(self.belief(tokens)[..., 0]).double().masked_fill(mask, 0.0)
+            log_mean = log_rates[-1] + self.mean(tokens)[..., 0]
+            log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
+        return log_rates[1:], basis, weight, features
+
+
+def _edges_of(data: Tensor, edges: Tensor | None) -> Tensor:
+    """Returns edges of every spectrum, shape `(m, n_bins + 1)`; equal widths if none are given."""
+    if edges is None:
+        edges = torch.linspace(1, 2, data.shape[1] + 1)
+    return edges.to(data).expand(len(data), -1)
+
+
+def _log_total(data: Tensor, mask: Tensor) -> Tensor:
+    return data.masked_fill(mask, 0.0).sum(1, keepdim=True).clamp(min=1.0).log()
+
+
+def _position_features(edges: Tensor, log_widths: Tensor) -> Tensor:
+    """Computes what does not change from pass to pass, shape `(m, n_bins, 6 WAVES + 5)`, float32."""
+    n_bins = log_widths.shape[1]
+    centers = (edges[:, 1:] + edges[:, :-1]) / 2
+    linear = (centers - edges[:, :1]) / (edges[:, -1:] - edges[:, :1])
+    # A range that starts at 0 or below, or almost, is looked at linearly only.
+    is_far_from_zero = centers[:, :1] > centers[:, -1:] / LARGEST_RATIO
+    log_centers = torch.where(is_far_from_zero, centers, 1 + linear).log()
+    span = (log_centers[:, -1:] - log_centers[:, :1]).clamp(min=1e-9)
+    logarithmic = (log_centers - log_centers[:, :1]) / span
+    index = ((torch.arange(n_bins, device=edges.device) + 0.5) / n_bins).to(linear).expand_as(linear)
+    k = math.pi * torch.arange(1, WAVES + 1, device=edges.device)
+    angles = torch.cat([p[..., None] * k for p in (linear, logarithmic, index)], -1)  # (m, n_bins, 3 WAVES)
+    plain = [linear, logarithmic, (log_widths + math.log(n_bins)) / 2]
+    of_spectrum = [span.expand_as(linear) / 3, torch.full_like(linear, math.log(n_bins) / 5)]
+    return torch.cat([angles.cos(), angles.sin(), torch.stack(plain + of_spectrum, -1)], -1).float()
+
+
+def _estimate_features(data: Tensor, log_rate: Tensor, log_widths: Tensor, log_total: Tensor, mask: Tensor) -> Tensor:
+    """Computes what the data say beside an estimate, shape `(m, n_bins, 10 + len(HALF_WIDTHS))`, float32."""
+    rate = log_rate.exp()
+    data = torch.where(mask, rate, data)
+    residual = 2 * ((data + 0.375).sqrt() - (rate + 0.375).sqrt())
+    log_density = log_rate - log_widths - log_total
+    rise = log_density.diff(dim=1, prepend=log_density[:, :1]).clamp(-5, 5)
+    fall = log_density.diff(dim=1, append=log_density[:, -1:]).clamp(-5, 5)
+    sums = [_window_pulls(data - rate, rate, half).asinh() / 3 for half in HALF_WIDTHS]
+    plain = [
+        data.asinh() / 10,
+        log_rate / 10,
+        log_density / 5,
+        (residual / 5).tanh() * 2,
+        residual.asinh() / 3,
+        rise,
+        fall,
+        rise - fall,
+        (log_total / 10).expand_as(data),
+        mask.to(data),
+    ]
+    return torch.stack(plain + sums, -1).float()
+
+
+def _window_pulls(difference: Tensor, rate: Tensor, half: int) -> Tensor:
+    """Computes the excess over its Poisson error in windows of 2 half + 1 bins around each bin, `(m, n_bins)`."""
+    kernel = difference.new_ones(1, 1, 2 * half + 1)
+    excess, expected = (nn.functional.conv1d(t[:, None], kernel, padding=half)[:, 0] for t in (difference, rate))
+    return excess / expected.clamp(min=1.0).sqrt()
+
+
+def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
+    """Fits slow cosines in the bin number to the logs of locally averaged densities; log rates `(m, n_bins)`."""
+    n_bins = data.shape[1]
+    kernel = data.new_ones(1, 1, 5)
+    widths, used = log_widths.exp(), (~mask).to(data)
+    events, width = (nn.functional.conv1d((t * used)[:, None], kernel, padding=2)[:, 0] for t in (data, widths))
+    log_density = ((events + 0.5) / width.clamp(min=1e-12)).log()
+    # More events are more certain, but not so much that the tail is left to itself.
+    weight = (events + 1).sqrt() * (width > 0)
+    k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=data.device)
+    index = (torch.arange(n_bins, device=data.device).to(data) + 0.5) / n_bins
+    cosines = torch.cos(math.pi * k * index[:, None])  # (n_bins, k)
+    normal = (cosines * weight[..., None]).mT @ cosines  # (m, k, k)
+    prior = torch.diag(1e-3 + 0.02 * k.to(data) ** 2)
+    right = cosines.mT @ (weight * log_density)[..., None]
+    coefficients = torch.cholesky_solve(right, torch.linalg.cholesky(normal + prior))
+    return ((cosines @ coefficients)[..., 0] + log_widths).clamp(*LOG_RATES)

@@ -1,0 +1,121 @@
+r"""What simulation teaches about a net after its training: how far its errors are off, and what it has never seen.
+
+`ErrorScale` multiplies the error of each bin by a factor that depends on how many events there are, how much the data
+decided, and how well the fit describes them. The posterior of a learned basis knows what the data leave open; it does
+not know by how much the net's mean and basis miss the truth, and that is what the factor adds. All correlations stay
+as they are. `Novelty` measures how far the net's own features of a spectrum lie from those of simulated ones.
+
+Both are learned by `specfit.training.calibrate` and are part of the net's weights. Untrained they change nothing.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CalibratedNet", "ErrorScale", "Novelty"]
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specfit.net.base import BackgroundNet, Prediction
+from specfit.significance import poisson_deviance
+
+N_FEATURES, HIDDEN = 8, 24
+
+
+class ErrorScale(nn.Module):
+    """A factor on the error of each bin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        last = nn.Linear(HIDDEN, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.log_factor = nn.Sequential(nn.Linear(N_FEATURES, HIDDEN), nn.GELU(), last)
+        self.requires_grad_(False)  # the training of the net does not touch it
+
+    def forward(self, prediction: Prediction, counts: Tensor, mask: Tensor | None) -> Prediction:
+        """Scales the error of a prediction for counts of shape `(m, n_bins)`."""
+        factor = self.log_factor(self.features(prediction, counts, mask))[..., 0].clamp(-1.5, 3.0).exp()
+        return prediction._replace(factor=prediction.factor * factor[..., None].to(prediction.factor))
+
+    @staticmethod
+    def features(prediction: Prediction, counts: Tensor, mask: Tensor | None) -> Tensor:
+        """Computes what the factor depends on, shape `(m, n_bins, 8)`, float32."""
+        rate = prediction.background
+        used = torch.ones_like(rate) if mask is None else (~mask).to(rate)
+        n_used = used.sum(-1, keepdim=True)
+        deviance = (poisson_deviance(counts.to(rate), rate) * used).sum(-1, keepdim=True)
+        ndf = (n_used - prediction.n_parameters[:, None]).clamp(min=1.0)
+        misfit = ((deviance - ndf) / (2 * ndf).sqrt()).clamp(-3, 12)
+        # The share of a bin's Poisson variance that is left in the fit: 1 where the data alone decide.
+        leverage = prediction.factor.square().sum(-1) / rate.clamp(min=1e-9)
+        position = (torch.arange(rate.shape[1], device=rate.device).to(rate) + 0.5) / rate.shape[1]
+        of_spectrum = [
+            (1 + rate.sum(-1, keepdim=True)).log() / 10,
+            prediction.n_parameters[:, None] / 10,
+            misfit / 3,
+            n_used.log() / 5,
+        ]
+        of_bin = [(1 + rate).log() / 5, (leverage + 1e-4).log() / 3, 4 * position * (1 - position), 1 - used]
+        return torch.stack([t.expand_as(rate) for t in of_spectrum + of_bin], -1).float()
+
+
+class Novelty(nn.Module):
+    """Distance of a spectrum's features from those of simulated spectra; 1 is what hardly any of them exceeds.
+
+    Args:
+        n_features: Number of features.
+    """
+
+    mean: Tensor
+    whiten: Tensor
+    unit: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("whiten", torch.zeros(n_features, n_features))
+        self.register_buffer("unit", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features `(m, n_features)` to distances `(m,)`."""
+        distance: Tensor = torch.linalg.vector_norm((features - self.mean) @ self.whiten, dim=-1)
+        return distance / (math.sqrt(len(self.mean)) * self.unit)
+
+    @torch.no_grad()
+    def learn(self, features: Tensor, *, quantile: float) -> None:
+        """Takes simulated features `(m, n_features)` as what is known; `quantile` of them lie below a distance of 1."""
+        values = features.double()
+        self.mean.copy_(values.mean(0))
+        covariance = torch.cov(values.T)
+        # Directions that hardly vary say nothing reliable: they are not made larger than a thousandth of the widest.
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        self.whiten.copy_(vectors * eigenvalues.clamp(min=1e-3 * eigenvalues.amax()).rsqrt())
+        self.unit.fill_(1.0)
+        self.unit.copy_(torch.quantile(self(features), quantile))
+
+
+class CalibratedNet(BackgroundNet):
+    """A net that simulation taught how far its errors are off and what it has never seen.
+
+    Args:
+        n_bins: Number of bins, or None for any.
+        n_features: Size of `features`.
+        arguments: The constructor's arguments as plain data.
+    """
+
+    def __init__(self, n_bins: int | None, *, n_features: int, arguments: dict[str, Any]) -> None:
+        super().__init__(n_bins, keeps_total=False, arguments=arguments)
+        self.error_scale, self.novelty = ErrorScale(), Novelty(n_features)
+
+    @abstractmethod
+    def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Computes what the net makes of each spectrum before it answers, shape `(m, n_features)`."""
+
+    def calibrated(self, raw: Prediction, features: Tensor, counts: Tensor, mask: Tensor | None) -> Prediction:
+        """Scales the errors of a prediction and adds the novelty of the spectra."""
+        scaled: Prediction = self.error_scale(raw, counts, mask)
+        return scaled._replace(novelty=self.novelty(features).double())

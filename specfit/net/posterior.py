@@ -1,0 +1,124 @@
+"""The background of a learned basis: its most probable coefficients, and their error.
+
+With a mean log rate m, a basis B and coefficients c of unit normal prior, the log rate is m + B c. `posterior_mode`
+finds c for Poisson data; `gaussian_prediction` takes the normal approximation around it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["gaussian_prediction", "posterior_mode", "precision_cholesky"]
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specfit.net.base import Prediction
+
+# A Newton step moves no log rate by more than this, and no log rate leaves the range of exp.
+LARGEST_STEP, LOG_RATES = 2.0, (-30.0, 30.0)
+# The learned scale of a basis stays below e to this.
+LARGEST_LOG_SCALE = 4.0
+# All spectra take the fewest steps together; those that still move by more standard errors go on to the most.
+FEWEST_STEPS, MOST_STEPS, SETTLED = 2, 30, 0.03
+# Beyond this distance from its mode, in standard errors, a spectrum gives no gradient.
+UNSETTLED = 0.3
+
+
+def posterior_mode(log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: Tensor) -> Tensor:
+    """Finds the most probable log rate for a basis on it, by damped Newton steps in its coefficients c.
+
+    Every spectrum is followed until it no longer moves. Gradients are those of the mode itself, by the implicit
+    function theorem: one more solve, however many steps it took.
+
+    Args:
+        log_mean: Log of the expected events for c = 0, shape `(m, n_bins)`, float64.
+        basis: Directions on the log rate, shape `(m, n_bins, k)`, float64; c has a unit normal prior.
+        counts: Observed events, shape `(m, n_bins)`, float64.
+        weight: How far each bin is believed, shape `(m, n_bins)`, from 0 (left out exactly) to 1.
+
+    Returns:
+        Log of the expected events at the mode, shape `(m, n_bins)`.
+    """
+    log_rate: Tensor = _PosteriorMode.apply(log_mean, basis, counts, weight)  # type: ignore[no-untyped-call]
+    return log_rate
+
+
+class _PosteriorMode(torch.autograd.Function):
+    r"""The mode solves :math:`F(c) = B^T w (d - e^{m + B c}) - c = 0`, whose derivative is the negative precision."""
+
+    @staticmethod
+    def forward(ctx: Any, log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
+        c, log_rate = _newton(log_mean, basis, counts, weight)
+        ctx.save_for_backward(basis, counts, weight, log_rate, c)
+        return log_rate
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        basis, counts, weight, log_rate, c = ctx.saved_tensors
+        (grad,) = grads
+        rate = log_rate.exp()
+        cholesky = precision_cholesky(basis, weight * rate)
+        adjoint = torch.cholesky_solve(basis.mT @ grad[..., None], cholesky)  # (m, k, 1)
+        along = (basis @ adjoint)[..., 0]
+        to_mean = grad - weight * rate * along
+        to_basis = to_mean[..., None] * c.mT + (weight * (counts - rate))[..., None] * adjoint.mT
+        # What has not settled is at no mode: it says nothing about how to move one.
+        force = basis.mT @ (weight * (counts - rate))[..., None] - c
+        distance = basis @ torch.cholesky_solve(force, cholesky)
+        error = ((weight * rate)[..., None] * distance.square()).amax((1, 2))
+        settled = error < UNSETTLED**2  # false for NaN too
+        parts = (to_mean, to_basis, (counts - rate) * along)
+        to_mean, to_basis, to_weight = (
+            torch.where(settled.view(-1, *[1] * (t.ndim - 1)), t, 0.0).nan_to_num(0.0, 0.0, 0.0) for t in parts
+        )
+        return to_mean, to_basis, None, to_weight
+
+
+def _newton(log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the coefficients `(m, k, 1)` and the log rates `(m, n_bins)` at the mode."""
+    c = basis.new_zeros(basis.shape[0], basis.shape[2], 1)
+    log_rate = log_mean.clamp(*LOG_RATES)
+    rows: slice | Tensor = slice(None)
+    for done in range(1, MOST_STEPS + 1):
+        b, d, w = basis[rows], counts[rows], weight[rows]
+        rate = log_rate[rows].exp()
+        gradient = torch.baddbmm(c[rows], b.mT, (w * (d - rate))[..., None], beta=-1)
+        # What rounding leaves without a factor stays where it is.
+        step = torch.cholesky_solve(gradient, precision_cholesky(b, w * rate)).nan_to_num(0.0, 0.0, 0.0)
+        moved = (b @ step)[..., 0]
+        damping = (LARGEST_STEP / moved.abs().amax(1, keepdim=True).clamp(min=1e-6)).clamp(max=1.0)
+        c[rows] += damping[..., None] * step
+        log_rate[rows] = (log_rate[rows] + damping * moved).clamp(*LOG_RATES)
+        if done < FEWEST_STEPS:
+            continue
+        is_open = (moved.square() * w * rate).amax(1) > SETTLED**2
+        if not is_open.any():
+            break
+        rows = is_open.nonzero()[:, 0] if isinstance(rows, slice) else rows[is_open]
+    return c, log_rate
+
+
+def precision_cholesky(basis: Tensor, information: Tensor) -> Tensor:
+    """Factorises the precision of the coefficients, B^T diag(information) B + 1: lower triangular, `(m, k, k)`."""
+    precision = (basis * information[..., None]).mT @ basis
+    # The unit prior makes it positive definite; the relative term keeps it so to rounding at 1e10 events a bin.
+    diagonal = precision.diagonal(dim1=-2, dim2=-1)
+    diagonal += 1 + 1e-13 * diagonal.amax(-1, keepdim=True)
+    lower: Tensor = torch.linalg.cholesky_ex(precision)[0]
+    return lower
+
+
+def gaussian_prediction(log_rate: Tensor, basis: Tensor, weight: Tensor) -> Prediction:
+    """Computes the background with its covariance at the mode, Cov(log rate) = B (B^T W B + 1)^-1 B^T.
+
+    Args:
+        log_rate: Log of the expected events at the mode, shape `(m, n_bins)`, float64.
+        basis: Directions on the log rate, shape `(m, n_bins, k)`, float64.
+        weight: How far each bin is believed, shape `(m, n_bins)`.
+    """
+    rate = log_rate.exp()
+    cholesky = precision_cholesky(basis, weight * rate)
+    half = torch.linalg.solve_triangular(cholesky, basis.mT, upper=False).mT  # (m, n_bins, k)
+    n_parameters = (half.square().sum(-1) * weight * rate).sum(-1)
+    return Prediction(rate, half * rate[..., None], n_parameters, torch.zeros_like(n_parameters))

@@ -1,0 +1,112 @@
+"""The net for any binning: no unit, no order of spectra, no look at what is masked; calibration learns what it should."""
+
+import pytest
+import torch
+
+from specfit import Spectrum, SpectrumFitter
+from specfit.generator import WideGenerator
+from specfit.net import AnyBinningNet
+from specfit.net.error_scale import ErrorScale, Novelty
+from specfit.training.calibrate import _bins, _width, calibrate
+
+
+@pytest.fixture(scope="module")
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = AnyBinningNet(n_basis=6, features=16, layers=1)
+        for parameter in net.parameters():
+            parameter.data += 0.03 * torch.randn_like(parameter)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return WideGenerator(n_bins=(40, 40), total=(1e3, 1e7)).sample(32, rng=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def test_edges_have_no_unit(net, batch):
+    one, other = (net.predict(batch.counts, edges=scale * batch.edges).background for scale in (1.0, 1234.5))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_edges_matter(net, batch):
+    linear = torch.linspace(1, 5, 41).double()
+    geometric = torch.logspace(0, 1, 41).double()
+    one, other = (net.predict(batch.counts, edges=edges).background for edges in (linear, geometric))
+    assert ((one - other).abs() > 1e-3 * one).any(-1).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("edges", [torch.arange(41.0), torch.linspace(-3, 3, 41), torch.linspace(1e-9, 1e4, 41)])
+def test_ranges_from_zero_or_below_are_fitted(net, batch, edges):
+    prediction = net.predict(batch.counts, edges=edges)
+    assert prediction.background.isfinite().all()
+    assert prediction.factor.isfinite().all()
+
+
+@torch.no_grad()
+def test_masked_bins_weigh_exactly_nothing(net, batch):
+    mask = torch.zeros_like(batch.counts, dtype=torch.bool)
+    mask[:, 12:17] = True
+    other = batch.counts.clone()
+    other[:, 12:17] = torch.tensor([0.0, 1e9, 3.0, 7e4, 1.0]).double()
+    first, second = (net.predict(counts, edges=batch.edges, mask=mask) for counts in (batch.counts, other))
+    for one, two in zip(first[:3], second[:3], strict=True):
+        assert torch.equal(one, two)
+
+
+@torch.no_grad()
+def test_what_is_not_seen_is_less_certain(net, batch):
+    mask = torch.zeros_like(batch.counts, dtype=torch.bool)
+    mask[:, 15:25] = True
+    seen, blind = (net.predict(batch.counts, edges=batch.edges, mask=m) for m in (None, mask))
+    relative = [(p.factor.square().sum(-1).sqrt() / p.background)[:, 18:22].mean(-1) for p in (seen, blind)]
+    assert (relative[1] > relative[0]).double().mean() > 0.7
+
+
+def test_fits_every_binning_and_says_what_it_assumed(net, batch):
+    fitter = SpectrumFitter(net, None)
+    counts = batch.counts[0]
+    assert "equal width are assumed" in fitter.fit(counts, refit=None).message
+    with_edges = fitter.fit(Spectrum(counts, batch.edges[0]), refit=None)
+    assert "assumed" not in with_edges.message
+    assert fitter.fit(counts[:17], batch.edges[0, :18], refit=None).background.shape == (17,)
+
+
+def test_calibration_makes_pulls_as_wide_as_their_errors(batch):
+    generator = WideGenerator(n_bins=(20, 20), total=(1e4, 1e5), families={"power_times_exponential": 1.0}, turn_on=0.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = AnyBinningNet(n_basis=4, features=16, layers=1)
+    found = calibrate(net, generator, size=2048, seed=1)
+    assert abs(found.width_before - 1) > 0.1  # an untrained net misses the truth by other than its error
+    assert found.width == pytest.approx(1, abs=0.12)
+    _, pulls = _bins(net, generator.without_signal().sample(512, rng=torch.Generator().manual_seed(77)))
+    assert _width(pulls) == pytest.approx(1, abs=0.15)
+    assert not any(parameter.requires_grad for parameter in net.error_scale.parameters())
+
+
+def test_an_untrained_scale_changes_nothing(net, batch):
+    prediction = net.predict(batch.counts, edges=batch.edges)
+    scaled = ErrorScale()(prediction, batch.counts, None)
+    assert torch.equal(scaled.factor, prediction.factor)
+
+
+def test_novelty_is_a_mahalanobis_distance_with_its_quantile_at_one():
+    rng = torch.Generator().manual_seed(1)
+    mixing = 0.3 * torch.randn(5, 5, generator=rng) + 2 * torch.eye(5)
+    known = torch.randn(20_000, 5, generator=rng) @ mixing + 3
+    novelty = Novelty(5)
+    assert not novelty(known).any()  # untrained
+    novelty.learn(known, quantile=0.99)
+    distance = novelty(known)
+    assert (distance > 1).double().mean().item() == pytest.approx(0.01, abs=1e-3)
+    inverse = torch.linalg.inv(torch.cov(known.T.double()))
+    centred = known.double() - known.double().mean(0)
+    expected = ((centred @ inverse) * centred).sum(-1).sqrt()
+    ratio = distance.double() / expected
+    assert ratio.std() < 1e-3 * ratio.mean()
+    assert novelty(known[:1] + 100) > 5
