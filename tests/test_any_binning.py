@@ -1,4 +1,4 @@
-"""The net for any binning: no unit, no order of spectra, no look at what is masked; calibration learns what it should."""
+"""The net for any binning has no unit and sees nothing that is masked; its calibration learns what it should."""
 
 import pytest
 import torch

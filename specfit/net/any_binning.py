@@ -1,13 +1,14 @@
 r"""AnyBinningNet: one net for every spectrum, whatever its bins, its range and its number of events.
 
-Every bin is a token: what was counted, where it lies, how wide it is, and what is estimated there so far. A small
-transformer, with the same weights at every pass, reads the tokens and writes for each bin a correction of the mean log
-rate, a row of the basis and a weight (how far the bin is believed); the posterior mode of the coefficients is the
-estimate that the next pass reads. As in `LearnedBasisNet` the covariance comes in closed form.
+Every bin is a token: where it lies, how wide it is, and what is estimated there so far. A small transformer, with the
+same weights at every pass, reads the tokens and writes for each bin a correction of the mean log rate and a row of the
+basis; a weight, how far the bin is believed, comes from its token and from the residuals around it. The posterior mode
+of the coefficients is the estimate that the next pass reads. As in `LearnedBasisNet` the covariance comes in closed
+form, and the mean and the basis see only what is smooth: a net that reads the counts themselves learns to copy them.
 
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
-widths as shares of the range. The first estimate is a smooth curve through the logarithms of the contents, by linear
-algebra alone. Positions, residuals and rates are float64 until they become features; the features are float32.
+widths as shares of the range. The first estimate is a series of cosines, fitted without any learning. Positions,
+residuals and rates are float64 until they become features; the features are float32.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 from specfit.net.base import Prediction
 from specfit.net.error_scale import CalibratedNet
 from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, gaussian_prediction, posterior_mode
+from specfit.significance import poisson_deviance
 
 # Cosines of the first estimate, waves of each position feature, half widths of the windows of the residual features.
-SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 12, 8, (1, 3, 7)
+SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 20, 8, (1, 3, 7)
 # Ranges that span more than this factor are taken for ranges from 0.
 LARGEST_RATIO = 40.0
-N_FEATURES = 3 * 2 * WAVES + 5 + 10 + len(HALF_WIDTHS)
+N_FEATURES, N_RESIDUALS, BELIEF_FEATURES = 3 * 2 * WAVES + 5 + 8, 3 + len(HALF_WIDTHS), 32
 
 
 class AnyBinningNet(CalibratedNet):
@@ -52,12 +54,13 @@ class AnyBinningNet(CalibratedNet):
             features, heads, 3 * features, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.trunk = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(features), enable_nested_tensor=False)
-        self.mean, self.belief = nn.Linear(features, 1), nn.Linear(features, 1)
+        self.mean, last = nn.Linear(features, 1), nn.Linear(BELIEF_FEATURES, 1)
+        self.belief = nn.Sequential(nn.Linear(features + N_RESIDUALS, BELIEF_FEATURES), nn.GELU(), last)
         self.basis, self.log_scale = nn.Linear(features, n_basis), nn.Linear(features, n_basis)
-        for head in (self.mean, self.belief, self.log_scale):
+        for head in (self.mean, last, self.log_scale):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        nn.init.constant_(self.belief.bias, 4.0)  # starts by believing every bin: sigmoid(4) = 0.98
+        nn.init.constant_(last.bias, 4.0)  # starts by believing every bin: sigmoid(4) = 0.98
         nn.init.constant_(self.log_scale.bias, math.log(0.3))
 
     def stages(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:
@@ -85,12 +88,15 @@ class AnyBinningNet(CalibratedNet):
         log_rates, basis, weight, features = [_first_estimate(data, log_widths, mask)], data, data, data
         for i in range(self.passes):
             seen = _estimate_features(data, log_rates[-1], log_widths, log_total, mask)
+            residuals = _residual_features(data, log_rates[-1], mask)
             which = nn.functional.one_hot(torch.tensor(i), self.passes).expand(*data.shape, -1)
             tokens = self.trunk(self.embed(torch.cat([fixed, seen, which.to(fixed)], -1)))
             features = tokens.mean(1)
             scale = self.log_scale(features).clamp(max=LARGEST_LOG_SCALE).exp()[:, None]  # (m, 1, n_basis)
             basis = (self.basis(tokens) * scale).double()
-            weight = torch.sigmoid(self.belief(tokens)[..., 0]).double().masked_fill(mask, 0.0)
+            weight = (
+                torch.sigmoid(self.belief(torch.cat([tokens, residuals], -1))[..., 0]).double().masked_fill(mask, 0.0)
+            )
             log_mean = log_rates[-1] + self.mean(tokens)[..., 0]
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
         return log_rates[1:], basis, weight, features
@@ -126,27 +132,25 @@ def _position_features(edges: Tensor, log_widths: Tensor) -> Tensor:
 
 
 def _estimate_features(data: Tensor, log_rate: Tensor, log_widths: Tensor, log_total: Tensor, mask: Tensor) -> Tensor:
-    """Computes what the data say beside an estimate, shape `(m, n_bins, 10 + len(HALF_WIDTHS))`, float32."""
-    rate = log_rate.exp()
-    data = torch.where(mask, rate, data)
-    residual = 2 * ((data + 0.375).sqrt() - (rate + 0.375).sqrt())
+    """Computes what an estimate of the rate looks like, shape `(m, n_bins, 8)`, float32."""
     log_density = log_rate - log_widths - log_total
     rise = log_density.diff(dim=1, prepend=log_density[:, :1]).clamp(-5, 5)
     fall = log_density.diff(dim=1, append=log_density[:, -1:]).clamp(-5, 5)
-    sums = [_window_pulls(data - rate, rate, half).asinh() / 3 for half in HALF_WIDTHS]
-    plain = [
-        data.asinh() / 10,
-        log_rate / 10,
-        log_density / 5,
-        (residual / 5).tanh() * 2,
-        residual.asinh() / 3,
-        rise,
-        fall,
-        rise - fall,
-        (log_total / 10).expand_as(data),
-        mask.to(data),
-    ]
-    return torch.stack(plain + sums, -1).float()
+    # One number says how far the estimate is from the data as a whole.
+    terms = poisson_deviance(data, log_rate.exp()).masked_fill(mask, 0.0)
+    misfit = ((terms.sum(1, keepdim=True) / (~mask).sum(1, keepdim=True).clamp(min=1)) - 1).asinh()
+    shapes = [log_rate / 10, log_density / 5, rise, fall, rise - fall, mask.to(data)]
+    of_spectrum = [(log_total / 10).expand_as(data), (misfit / 3).expand_as(data)]
+    return torch.stack(shapes + of_spectrum, -1).float()
+
+
+def _residual_features(data: Tensor, log_rate: Tensor, mask: Tensor) -> Tensor:
+    """Computes how the data lie around an estimate, bin by bin and in windows, shape `(m, n_bins, N_RESIDUALS)`."""
+    rate = log_rate.exp()
+    data = torch.where(mask, rate, data)
+    residual = 2 * ((data + 0.375).sqrt() - (rate + 0.375).sqrt())
+    windows = [_window_pulls(data - rate, rate, half).asinh() / 3 for half in HALF_WIDTHS]
+    return torch.stack([(residual / 5).tanh() * 2, residual.asinh() / 3, data.asinh() / 10, *windows], -1).float()
 
 
 def _window_pulls(difference: Tensor, rate: Tensor, half: int) -> Tensor:
@@ -157,7 +161,11 @@ def _window_pulls(difference: Tensor, rate: Tensor, half: int) -> Tensor:
 
 
 def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
-    """Fits slow cosines in the bin number to the logs of locally averaged densities; log rates `(m, n_bins)`."""
+    """Fits slow cosines in the bin number to the data; log rates `(m, n_bins)`.
+
+    First to the logs of locally averaged densities, by least squares, then as a basis of falling amplitude to the
+    counts.
+    """
     n_bins = data.shape[1]
     kernel = data.new_ones(1, 1, 5)
     widths, used = log_widths.exp(), (~mask).to(data)
@@ -165,11 +173,13 @@ def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     log_density = ((events + 0.5) / width.clamp(min=1e-12)).log()
     # More events are more certain, but not so much that the tail is left to itself.
     weight = (events + 1).sqrt() * (width > 0)
-    k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=data.device)
+    k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=data.device).to(data)
     index = (torch.arange(n_bins, device=data.device).to(data) + 0.5) / n_bins
     cosines = torch.cos(math.pi * k * index[:, None])  # (n_bins, k)
     normal = (cosines * weight[..., None]).mT @ cosines  # (m, k, k)
-    prior = torch.diag(1e-3 + 0.02 * k.to(data) ** 2)
+    prior = torch.diag(1e-3 + 0.02 * k**2)
     right = cosines.mT @ (weight * log_density)[..., None]
     coefficients = torch.cholesky_solve(right, torch.linalg.cholesky(normal + prior))
-    return ((cosines @ coefficients)[..., 0] + log_widths).clamp(*LOG_RATES)
+    log_mean = ((cosines @ coefficients)[..., 0] + log_widths).clamp(*LOG_RATES)
+    basis = (cosines / (1 + k / 4).pow(1.5)).expand(len(data), -1, -1)
+    return posterior_mode(log_mean, basis, data, weight=used)
