@@ -1,10 +1,10 @@
 """Judges the net for any binning: on the reference task, on other binnings, totals and families, on measured spectra.
 
 Simulated spectra are pure backgrounds, fitted without refit. Printed for each kind: RMS of (fit - truth) / sqrt(truth)
-in bins with more than half an event expected, and its median over spectra (their limit where it is known); bias; the width
-of the pulls (fit - truth) / uncertainty and how often they stay within 1 and 1.96, for bins and for windows of 2 to 20
-bins; the share of spectra that miss a bin by more than 8 statistical errors without being flagged; the share flagged.
-The families marked "held out" are not in the prior that the net learned from.
+in bins with more than half an event expected, and its median over spectra (the limit where it is known); bias; the
+width of the pulls (fit - truth) / uncertainty and how often they stay within 1 and 1.96, for bins and for windows of 2
+to 20 bins; the share of spectra that miss a bin by more than 8 statistical errors without being flagged; the share
+flagged. The families marked "held out" are not in the prior that the net learned from.
 
 Measured spectra (a folder of .csv files; skipped where it is absent) are fitted as `specfit predict` does, with refit.
 

@@ -98,6 +98,7 @@ def predict(
     """
     from specfit import io
     from specfit.inference import EdgesMismatchError, SpectrumFitter
+    from specfit.streaming import is_large
 
     target = out or _beside(spectrum)
     if Path(target).resolve() == Path(spectrum).resolve():
@@ -105,8 +106,14 @@ def predict(
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
     rule = None if no_refit else cast(Any, refit)
     windows = [_numbers("mask", text, ":", 2) for text in mask or []]
+    limits = None if edges is None else io.parse_edges(edges)
+    if is_large(spectrum):
+        if plot is not None:
+            raise InputError("--plot: one picture shows one spectrum; this file holds thousands")
+        _predict_many(fitter, spectrum, target, as_json=as_json, edges=limits, mask=windows, refit=rule)
+        return
     try:
-        fit = fitter.fit(spectrum, None if edges is None else io.parse_edges(edges), mask=windows, refit=rule)
+        fit = fitter.fit(spectrum, limits, mask=windows, refit=rule)
     except EdgesMismatchError as error:  # its advice can name the file
         raise InputError(str(error).replace("edges=FILE", f"edges={edges or spectrum}")) from None
     written = {"background": str(fit.save(target))}
@@ -200,6 +207,34 @@ def _beside(source: str) -> str:
     return str(path.with_name(f"{path.stem}_background{path.suffix}"))
 
 
+def _predict_many(fitter: Any, source: str, target: str, *, as_json: bool, **options: Any) -> None:
+    """Fits a file of very many spectra piece by piece."""
+    from specfit.streaming import fit_file
+
+    with _progress_bar("spectra", 1) as update:
+        done = fit_file(fitter, source, target, progress=update, **options)
+    p_value, excess = done.fits["p_value"], done.fits["largest_excess"]
+    best = excess.argsort()[::-1][:ROWS_SHOWN]
+    summary = {
+        "spectra": len(done.fits),
+        "not_converged": int((~done.fits["converged"]).sum()),
+        "p_value_below_0.01": float((p_value < 0.01).mean()),
+        "median_p_value": float(sorted(p_value)[len(p_value) // 2]),
+        "with_masked_bins": int((done.fits["masked_bins"] > 0).sum()),
+        "largest_excesses": [{"spectrum": int(i), "sigma": float(excess[i])} for i in best],
+    }
+    written = {"background": str(done.background), "table": str(done.table)}
+    if as_json:
+        print(json.dumps({"input": source, **written, "summary": summary}, indent=2))
+        return
+    largest = cast(list[dict[str, float]], summary.pop("largest_excesses"))
+    rows = summary | {"largest excesses": ", ".join(f"{x['sigma']:+.2f} (row {x['spectrum']})" for x in largest)}
+    for name, value in rows.items():
+        print(f"{name.replace('_', ' '):20} {value}")
+    for name, path in written.items():
+        print(f"{name} written to {path}")
+
+
 def _save_picture(fit: Any, target: str, plot: str) -> str:
     from specfit import plots
 
@@ -251,7 +286,7 @@ def _rows(one: dict[str, Any]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress_bar(label: str, total: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -259,7 +294,7 @@ def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, size=total: bar.update(task, completed=done, total=size)
 
 
 def _range(name: str, text: str) -> list[float]:

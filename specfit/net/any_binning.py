@@ -7,7 +7,7 @@ of the coefficients is the estimate that the next pass reads. As in `LearnedBasi
 form, and the mean and the basis see only what is smooth: a net that reads the counts themselves learns to copy them.
 
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
-widths as shares of the range. The first estimate is a series of cosines, fitted without any learning. Positions,
+widths as shares of the range. The first estimate is a polynomial, fitted without any learning. Positions,
 residuals and rates are float64 until they become features; the features are float32.
 """
 
@@ -25,8 +25,8 @@ from specfit.net.error_scale import CalibratedNet
 from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, gaussian_prediction, posterior_mode
 from specfit.significance import poisson_deviance
 
-# Cosines of the first estimate, waves of each position feature, half widths of the windows of the residual features.
-SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 20, 8, (1, 3, 7)
+# Polynomials of the first estimate, waves of each position feature, half widths of the windows of residuals.
+SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 24, 8, (1, 3, 7)
 # Ranges that span more than this factor are taken for ranges from 0.
 LARGEST_RATIO = 40.0
 N_FEATURES, N_RESIDUALS, BELIEF_FEATURES = 3 * 2 * WAVES + 5 + 8, 3 + len(HALF_WIDTHS), 32
@@ -161,10 +161,10 @@ def _window_pulls(difference: Tensor, rate: Tensor, half: int) -> Tensor:
 
 
 def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
-    """Fits slow cosines in the bin number to the data; log rates `(m, n_bins)`.
+    """Fits Chebyshev polynomials in the bin number to the data; log rates `(m, n_bins)`.
 
     First to the logs of locally averaged densities, by least squares, then as a basis of falling amplitude to the
-    counts.
+    counts. An exponential fall is one of them exactly, and whatever is smooth converges fast.
     """
     n_bins = data.shape[1]
     kernel = data.new_ones(1, 1, 5)
@@ -175,11 +175,11 @@ def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     weight = (events + 1).sqrt() * (width > 0)
     k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=data.device).to(data)
     index = (torch.arange(n_bins, device=data.device).to(data) + 0.5) / n_bins
-    cosines = torch.cos(math.pi * k * index[:, None])  # (n_bins, k)
-    normal = (cosines * weight[..., None]).mT @ cosines  # (m, k, k)
+    shapes = torch.cos(k * torch.arccos(1 - 2 * index)[:, None])  # (n_bins, k)
+    normal = (shapes * weight[..., None]).mT @ shapes  # (m, k, k)
     prior = torch.diag(1e-3 + 0.02 * k**2)
-    right = cosines.mT @ (weight * log_density)[..., None]
+    right = shapes.mT @ (weight * log_density)[..., None]
     coefficients = torch.cholesky_solve(right, torch.linalg.cholesky(normal + prior))
-    log_mean = ((cosines @ coefficients)[..., 0] + log_widths).clamp(*LOG_RATES)
-    basis = (cosines / (1 + k / 4).pow(1.5)).expand(len(data), -1, -1)
+    log_mean = ((shapes @ coefficients)[..., 0] + log_widths).clamp(*LOG_RATES)
+    basis = (2 * shapes / (1 + k / 4).pow(1.5)).expand(len(data), -1, -1)
     return posterior_mode(log_mean, basis, data, weight=used)

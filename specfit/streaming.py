@@ -1,0 +1,165 @@
+"""Files of very many spectra: fitted piece by piece in bounded memory, written as they come, continued after a stop.
+
+The file is a two-dimensional `.npy` array of counts, one spectrum a row, and is mapped, never read as a whole. Results
+grow in a folder `NAME.partial` beside the output and take their names at the end: the backgrounds as `.npy` of the same
+shape, and `NAME_fits.npy`, a table with one row a spectrum (fields of `FITS`).
+"""
+
+from __future__ import annotations
+
+__all__ = ["FITS", "StreamedFits", "fit_file", "is_large"]
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib.format import open_memmap
+
+from specfit import io
+from specfit.background_fit import BackgroundFit
+from specfit.errors import InputError
+from specfit.inference import SpectrumFitter
+from specfit.io.files import replacing
+
+# Files of more rows are streamed, this many at a time.
+LARGE, CHUNK = 4096, 4096
+FITS = np.dtype(
+    [
+        ("events", "f8"),
+        ("deviance", "f8"),
+        ("ndf", "f8"),
+        ("p_value", "f8"),
+        ("largest_excess", "f8"),
+        ("largest_excess_bin", "i4"),
+        ("masked_bins", "i4"),
+        ("converged", "?"),
+    ]
+)
+"""What is kept of every fit beside its background."""
+
+
+class StreamedFits(NamedTuple):
+    """Where results are, and the table of all fits."""
+
+    background: Path
+    """Array of shape `(n_spectra, n_bins)`, events."""
+    table: Path
+    """Array of `FITS`, shape `(n_spectra,)`."""
+    fits: npt.NDArray[Any]
+    """The same, mapped."""
+
+
+def is_large(source: str) -> bool:
+    """Tells whether a file holds more spectra than are fitted at once."""
+    path = Path(source)
+    if path.suffix.lower() != ".npy" or not path.is_file():
+        return False
+    try:
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (ValueError, OSError, EOFError):
+        return False  # whoever reads it says what is wrong
+    return len(shape) == 2 and shape[0] > LARGE
+
+
+def fit_file(
+    fitter: SpectrumFitter,
+    source: str,
+    target: str,
+    *,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    **options: Any,
+) -> StreamedFits:
+    """Fits every row of a `.npy` file; the same call continues where it was stopped.
+
+    Args:
+        fitter: What fits.
+        source: A `.npy` file of counts, shape `(n_spectra, n_bins)`.
+        target: Where the backgrounds go, ending in `.npy`.
+        progress: Called with the number of spectra that are done and of all.
+        **options: `edges`, `mask` and `refit` of `SpectrumFitter.fit`.
+
+    Raises:
+        InputError: A row is no spectrum (the message says which), `target` ends otherwise, or a stopped run there had
+            other settings.
+    """
+    counts, out = np.load(source, mmap_mode="r", allow_pickle=False), Path(target)
+    if out.suffix.lower() != ".npy":
+        raise InputError(f"--out: {len(counts)} spectra are written to a .npy file, {out.name} came")
+    partial, table = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.stem}_fits.npy")
+    done = _start_or_continue(partial, counts.shape, _card(source, counts, options))
+    backgrounds, fits = (open_memmap(partial / name, mode="r+") for name in ("background.npy", "fits.npy"))
+    progress(done, len(counts))
+    while done < len(counts):
+        rows = slice(done, min(done + CHUNK, len(counts)))
+        fit = _fit_rows(fitter, counts, rows, options)
+        backgrounds[rows], fits[rows] = fit.background.numpy(), _table(fit)
+        backgrounds.flush()
+        fits.flush()
+        done = rows.stop
+        _write(partial / "progress.json", {"done": done})
+        progress(done, len(counts))
+    (partial / "background.npy").replace(out)
+    (partial / "fits.npy").replace(table)
+    for left in partial.iterdir():
+        left.unlink()
+    partial.rmdir()
+    return StreamedFits(out, table, np.load(table, mmap_mode="r", allow_pickle=False))
+
+
+def _fit_rows(fitter: SpectrumFitter, counts: Any, rows: slice, options: dict[str, Any]) -> BackgroundFit:
+    try:
+        return fitter.fit(np.asarray(counts[rows], dtype=np.float64), **options)
+    except InputError as error:
+        raise InputError(f"rows {rows.start} to {rows.stop - 1} (counted from {rows.start}): {error}") from None
+
+
+def _table(fit: BackgroundFit) -> npt.NDArray[Any]:
+    rows = np.empty(len(fit.background), dtype=FITS)
+    largest, at = fit.significance.max(-1)
+    values = (
+        fit.spectrum.total, fit.deviance, fit.ndf, fit.p_value, largest, at, fit.mask.sum(-1), fit.converged
+    )  # fmt: skip
+    for name, value in zip(FITS.names or (), values, strict=True):
+        rows[name] = value.numpy()
+    return rows
+
+
+def _card(source: str, counts: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Writes down what a continued run must agree in."""
+    edges = options.get("edges")
+    state = Path(source).stat()
+    return {
+        "source": str(Path(source).resolve()),
+        "size": state.st_size,
+        "modified": state.st_mtime_ns,
+        "shape": list(counts.shape),
+        "edges": None if edges is None else io.parse_edges(edges).tolist(),
+        "mask": torch.as_tensor(options.get("mask") or []).tolist(),
+        "refit": str(options.get("refit", True)),
+    }
+
+
+def _start_or_continue(partial: Path, shape: tuple[int, ...], card: dict[str, Any]) -> int:
+    """Returns how many spectra are done already, after making the arrays for a new run."""
+    if (partial / "progress.json").exists():
+        if json.loads((partial / "card.json").read_text()) != card:
+            raise InputError(f"{partial} holds a stopped run with other settings; repeat those or delete the folder")
+        return int(json.loads((partial / "progress.json").read_text())["done"])
+    try:
+        partial.mkdir(exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"{partial}: cannot be written ({error.strerror or error})") from None
+    open_memmap(partial / "background.npy", mode="w+", dtype=np.float64, shape=shape).flush()
+    open_memmap(partial / "fits.npy", mode="w+", dtype=FITS, shape=shape[:1]).flush()
+    _write(partial / "card.json", card)
+    _write(partial / "progress.json", {"done": 0})
+    return 0
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,78 @@
+"""Files of very many spectra: the same answers as at once, whatever stopped the run in between."""
+
+import numpy as np
+import pytest
+import torch
+
+from specfit import InputError, SpectrumFitter, streaming
+from specfit.net import LearnedBasisNet
+
+EDGES = torch.logspace(2.4, 3.48, 13)
+
+
+@pytest.fixture(scope="module")
+def fitter():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return SpectrumFitter(LearnedBasisNet(12, n_basis=(4, 3), hidden=16), EDGES)
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "LARGE", 20)
+    monkeypatch.setattr(streaming, "CHUNK", 16)
+    rates = 1e4 * np.exp(-np.arange(12) / 3) * np.linspace(0.1, 3, 70)[:, None]
+    np.save(tmp_path / "many.npy", np.random.default_rng(1).poisson(rates))
+    return str(tmp_path / "many.npy")
+
+
+def test_only_large_files_are_streamed(source, tmp_path):
+    assert streaming.is_large(source)
+    np.save(tmp_path / "few.npy", np.ones((20, 12)))
+    np.save(tmp_path / "one.npy", np.ones(5000))
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY nonsense")
+    assert not any(streaming.is_large(str(tmp_path / name)) for name in ("few.npy", "one.npy", "broken.npy", "no.npy"))
+
+
+def test_gives_what_a_fit_of_all_gives(fitter, source, tmp_path):
+    calls = []
+    result = streaming.fit_file(fitter, source, str(tmp_path / "out.npy"), progress=lambda *call: calls.append(call))
+    fit = fitter.fit(np.load(source))
+    np.testing.assert_allclose(np.load(result.background), fit.background, rtol=1e-6)
+    np.testing.assert_allclose(result.fits["deviance"], fit.deviance, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.fits["largest_excess"], fit.significance.max(-1).values, rtol=1e-4, atol=1e-4)
+    assert (result.fits["masked_bins"] == fit.mask.sum(-1).numpy()).all()
+    assert calls == [(0, 70), (16, 70), (32, 70), (48, 70), (64, 70), (70, 70)]
+    assert {path.name for path in tmp_path.iterdir()} == {"many.npy", "out.npy", "out_fits.npy"}
+
+
+def test_a_stopped_run_goes_on_where_it_was(fitter, source, tmp_path):
+    class StopHereError(Exception):
+        pass
+
+    def stop(done, size):
+        if done == 32:
+            raise StopHereError
+
+    target = str(tmp_path / "out.npy")
+    with pytest.raises(StopHereError):
+        streaming.fit_file(fitter, source, target, progress=stop)
+    assert not (tmp_path / "out.npy").exists()
+    with pytest.raises(InputError, match=r"out.npy.partial holds a stopped run with other settings"):
+        streaming.fit_file(fitter, source, target, refit=None)
+    calls = []
+    result = streaming.fit_file(fitter, source, target, progress=lambda done, size: calls.append(done))
+    assert calls == [32, 48, 64, 70]
+    whole = streaming.fit_file(fitter, source, str(tmp_path / "whole.npy"))
+    assert (np.load(result.background) == np.load(whole.background)).all()
+    assert (result.fits == whole.fits).all()
+
+
+def test_names_the_row_that_is_no_spectrum(fitter, source, tmp_path):
+    counts = np.load(source).astype(float)
+    counts[40, 3] = np.nan
+    np.save(source, counts)
+    with pytest.raises(InputError, match=r"rows 32 to 47 \(counted from 32\): counts: nan at spectrum 8, bin 3"):
+        streaming.fit_file(fitter, source, str(tmp_path / "out.npy"))
+    with pytest.raises(InputError, match=r"are written to a .npy file, out.csv came"):
+        streaming.fit_file(fitter, source, str(tmp_path / "out.csv"))
