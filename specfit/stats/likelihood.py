@@ -33,7 +33,10 @@ from specfit.errors import InputError
 
 
 class Derivatives(ABC):
-    """How a likelihood is differentiated; every result belongs to `nll`, at `values` of shape `(*, p)`."""
+    """How a likelihood is differentiated; every result belongs to `nll`, at `values` of shape `(*, p)`.
+
+    The first three have to be there; `curvature` and `preconditioner` are hooks that may make fits faster.
+    """
 
     @abstractmethod
     def gradient(self, values: Tensor) -> Tensor:
@@ -46,6 +49,10 @@ class Derivatives(ABC):
     @abstractmethod
     def hvp(self, values: Tensor, vector: Tensor) -> Tensor:
         """Hessian times `vector`, both of shape `(*, p)`, without the Hessian."""
+
+    def curvature(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient `(*, p)`, and a matrix `(*, p, p)` like the Hessian that is cheaper: it sets the steps of a fit."""
+        return self.gradient(values), self.hessian(values)
 
     def preconditioner(self, values: Tensor) -> Callable[[Tensor], Tensor] | None:  # noqa: ARG002
         """Something like the inverse Hessian as a map of vectors `(p,)`, symmetric and positive; None: nothing known.
