@@ -92,7 +92,8 @@ def _variations(channel: Channel, folder: Path, fitted: Collection[str]) -> dict
 def _map(file: Path, *, above_zero: bool) -> Array:
     try:
         check_readable(file)
-        array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
+        # A plain array over the mapped file: slices of a numpy.memmap are slow to make.
+        array: Array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except ValueError as error:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 __all__ = ["EventTable", "EventTerm", "Variation"]
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -85,8 +86,8 @@ class EventTerm:
 
     def ratio(self, phi: Tensor) -> Tensor:
         """Computes r of every event at one point `phi`, shape `(n_events,)`."""
-        parts = _over_chunks(self.table.n_events, lambda piece: _Chunk(self.table, piece, phi, order=0).ratio)
-        return torch.cat(parts)
+        point = _Point.at(self.table, phi.detach(), order=0)
+        return torch.cat(_over_chunks(self.table.n_events, lambda piece: _Chunk(self.table, piece, point).ratio))
 
 
 def _apply(function: Any, *arguments: Any) -> Tensor:
@@ -97,13 +98,15 @@ def _apply(function: Any, *arguments: Any) -> Tensor:
 class _Part(NamedTuple):
     table: EventTable
     weights: Tensor
+    last: dict[str, tuple[Tensor, Tensor, Tensor]]
+    """Where value and gradient were computed last, and both: a minimiser asks for them one after the other."""
 
 
 def _with_weight(table: EventTable, weights: Tensor) -> _Part:
     chosen = weights.nonzero()[:, 0]
     if len(chosen) > FULL_ENOUGH * table.n_events:
-        return _Part(table, weights)
-    return _Part(table.take(chosen.numpy()), weights[chosen])
+        return _Part(table, weights, {})
+    return _Part(table.take(chosen.numpy()), weights[chosen], {})
 
 
 class _EventSum(torch.autograd.Function):
@@ -137,26 +140,38 @@ class _EventGradient(torch.autograd.Function):
         return ctx.hessian @ grad, None, None
 
 
+class _Point(NamedTuple):
+    """What all chunks share at one point: yields, parameters, and the polynomials of the interpolations there."""
+
+    yields: Tensor
+    alphas: Tensor
+    weights: list[tuple[Tensor, Tensor] | None]
+    """Of a variation inside its polynomial: see `_weights`."""
+    order: int
+
+    @classmethod
+    def at(cls, table: EventTable, phi: Tensor, *, order: int) -> _Point:
+        yields, alphas = phi[: len(table.ratios)], phi[len(table.ratios) :]
+        return cls(yields, alphas, [_weights(a, order) if a.abs() <= 1 else None for a in alphas], order)
+
+
 class _Chunk:
-    """Densities of the events of a slice, and their derivatives in the variations up to an order.
+    """Densities of the events of a slice, and their derivatives in the variations.
 
     Args:
         table: All events.
         piece: Which of them.
-        phi: Yields and parameters.
-        order: Highest derivative of the interpolations: 0, 1 or 2.
+        point: Where, and up to which derivative.
     """
 
-    def __init__(self, table: EventTable, piece: slice, phi: Tensor, *, order: int) -> None:
-        n = len(table.ratios)
-        self.yields = phi[:n]
+    def __init__(self, table: EventTable, piece: slice, point: _Point) -> None:
         self._ratios = _stack(table.ratios, piece)  # (n_samples, chunk)
         self._factors = [
-            _Factor(variation, piece, alpha, n, order)
-            for variation, alpha in zip(table.variations, phi[n:], strict=True)
+            _Factor(variation, piece, alpha, weights, len(table.ratios), point.order)
+            for variation, alpha, weights in zip(table.variations, point.alphas, point.weights, strict=True)
         ]
         self.densities = self._with_factors({})
-        self.ratio = self.yields @ self.densities
+        self.ratio = point.yields @ self.densities
 
     def slope(self, *variations: int) -> Tensor:
         """Derivative of the densities in one variation, or in two, shape `(n_samples, chunk)`; 0 where none moves."""
@@ -172,15 +187,26 @@ class _Chunk:
 class _Factor:
     """The interpolation of one variation on a slice of events, with its derivatives."""
 
-    def __init__(self, variation: Variation, piece: slice, alpha: Tensor, n_samples: int, order: int) -> None:
+    def __init__(
+        self,
+        variation: Variation,
+        piece: slice,
+        alpha: Tensor,
+        weights: tuple[Tensor, Tensor] | None,
+        n_samples: int,
+        order: int,
+    ) -> None:
         self._samples, self._all = list(variation.samples), len(variation.samples) == n_samples
         up, down = _stack(variation.up, piece), _stack(variation.down, piece)
-        if alpha.abs() <= 1:
-            log_up, log_down = up.log(), down.log()
-            terms = torch.stack([up, up * log_up, up * log_up**2, down, down * log_down, down * log_down**2])
-            one, weights = _weights(alpha, order)
+        if weights is not None:
+            terms = _memory.get(6, *up.shape)
+            for first, ratio in ((0, up), (3, down)):
+                log = ratio.log()
+                terms[first] = ratio
+                torch.mul(ratio, log, out=terms[first + 1])
+                torch.mul(terms[first + 1], log, out=terms[first + 2])
             # One matrix product gives the value and all derivatives of every sample: (order + 1, samples * chunk).
-            self._values = (weights @ terms.flatten(1) + one).reshape(-1, *up.shape)
+            self._values = torch.addmm(weights[0], weights[1], terms.flatten(1)).reshape(-1, *up.shape)
         else:
             log = up.log() if alpha > 0 else -down.log()
             value = torch.exp(alpha * log)
@@ -195,41 +221,58 @@ class _Factor:
         return moved
 
 
+class _Memory(threading.local):
+    """Memory that a thread uses again and again: to take it anew for every chunk costs more than to fill it."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0, dtype=torch.float64)
+
+    def get(self, *shape: int) -> Tensor:
+        """Returns memory of this shape, with whatever is in it."""
+        if self._held.shape != shape:
+            self._held = torch.empty(shape, dtype=torch.float64)
+        return self._held
+
+
+_memory = _Memory()
+
+
 def _weights(alpha: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """Weights of `code4` and of its derivatives: of the number one `(order + 1, 1)`, of the terms `(order + 1, 6)`."""
     with torch.enable_grad():
-        leaf = alpha.detach().requires_grad_()
-        rows = [torch.stack(code4_weights(leaf))]
+        leaf = alpha.detach().repeat(7).requires_grad_()  # one copy for each weight: all slopes in one pass
+        rows = [torch.stack(code4_weights(leaf)).diagonal()]
         for _ in range(order):
-            rows.append(torch.stack([_derivative(w, leaf) for w in rows[-1]]))
+            (slope,) = torch.autograd.grad(rows[-1].sum(), leaf, create_graph=True)
+            rows.append(slope)
     weights = torch.stack(rows).detach()
-    return weights[:, :1], weights[:, 1:]
-
-
-def _derivative(value: Tensor, leaf: Tensor) -> Tensor:
-    (slope,) = torch.autograd.grad(value, leaf, create_graph=True, materialize_grads=True)
-    return slope
+    return weights[:, :1], weights[:, 1:].contiguous()
 
 
 def _value_and_gradient(phi: Tensor, part: _Part) -> tuple[Tensor, Tensor]:
-    at, n = phi.detach(), len(part.table.ratios)
+    at, n = phi.detach().clone(), len(part.table.ratios)
+    if "last" in part.last and torch.equal(part.last["last"][0], at):
+        return part.last["last"][1:]
+    point = _Point.at(part.table, at, order=1)
 
     def of(piece: slice) -> Tensor:
-        chunk = _Chunk(part.table, piece, at, order=1)
+        chunk = _Chunk(part.table, piece, point)
         weights = part.weights[piece]
         pull = weights / chunk.ratio
         slopes = [(at[:n] @ chunk.slope(s)) @ pull for s in range(len(part.table.variations))]
         return torch.cat([(weights @ chunk.ratio.log())[None], chunk.densities @ pull, *(s[None] for s in slopes)])
 
     total = -_sum(_over_chunks(len(part.weights), of), 1 + len(at))
+    part.last["last"] = (at, total[0], total[1:])
     return total[0], total[1:]
 
 
 def _hessian(phi: Tensor, part: _Part) -> Tensor:
     at, n, n_all = phi.detach(), len(part.table.ratios), len(phi)
+    point = _Point.at(part.table, at, order=2)
 
     def of(piece: slice) -> Tensor:
-        chunk = _Chunk(part.table, piece, at, order=2)
+        chunk = _Chunk(part.table, piece, point)
         pull = part.weights[piece] / chunk.ratio
         in_variation = [chunk.slope(s) for s in range(n_all - n)]
         slopes = torch.cat([chunk.densities, *((at[:n] @ slope)[None] for slope in in_variation)])
