@@ -9,9 +9,9 @@ CENTRES = {"signal": 0.5, "peaking": 0.35, "smooth": None}
 def density(sample, x, scale=0.0, width=0.0):
     """Density on (0, 1); `scale` moves the peaks, `width` widens them and tilts the smooth process."""
     if sample == "smooth":
-        slope = 1.5 + 0.15 * width
+        slope = 1.5 + 0.05 * width
         return slope * np.exp(-slope * x) / (1 - np.exp(-slope))
-    centre, sigma = CENTRES[sample] + 0.012 * scale, 0.06 * (1 + 0.06 * width)
+    centre, sigma = CENTRES[sample] + 0.004 * scale, 0.06 * (1 + 0.02 * width)
     from scipy.special import ndtr
 
     inside = ndtr((1 - centre) / sigma) - ndtr(-centre / sigma)

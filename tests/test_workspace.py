@@ -197,7 +197,7 @@ def with_our_modifiers():
     return document
 
 
-DERIVATIVES = {**{name: make for name, make in workspaces.ALL.items()}, "ours": with_our_modifiers}
+DERIVATIVES = {**workspaces.ALL, "ours": with_our_modifiers}
 
 
 @pytest.mark.parametrize("name", sorted(DERIVATIVES))

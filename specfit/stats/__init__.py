@@ -19,6 +19,7 @@ from __future__ import annotations
 __all__ = [
     "AutomaticDerivatives",
     "Blinded",
+    "ChannelYields",
     "Contour",
     "Derivatives",
     "Discovery",
@@ -36,6 +37,8 @@ __all__ = [
     "UpperLimit",
     "Workspace",
     "asimov",
+    "background_sample",
+    "channel_yields",
     "cls",
     "contour",
     "discovery",
@@ -51,6 +54,7 @@ __all__ = [
 ]
 
 from specfit.stats.blinding import Blinded
+from specfit.stats.bridge import background_sample
 from specfit.stats.fit_result import FitResult
 from specfit.stats.fitting import ManyFits, fit, fit_many
 from specfit.stats.goodness import GoodnessOfFit, goodness_of_fit, toys
@@ -60,3 +64,4 @@ from specfit.stats.limits import Discovery, PValues, UpperLimit, cls, discovery,
 from specfit.stats.model import StatisticalModel
 from specfit.stats.profile import Contour, Interval, Scan, contour, minos, scan
 from specfit.stats.workspace import Workspace
+from specfit.stats.yields import ChannelYields, channel_yields

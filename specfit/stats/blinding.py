@@ -23,7 +23,8 @@ from specfit.stats.likelihood import Likelihood
 class Blinded(Likelihood):
     """A likelihood whose parameters of some names are shifted.
 
-    Limits of shifted parameters are removed, because they would show the shift, and the start is not shifted.
+    Limits of shifted parameters are removed, because they would show the shift. The start is shifted only
+    where it has to be.
 
     Args:
         likelihood: The model.
@@ -49,7 +50,7 @@ class Blinded(Likelihood):
         super().__init__(
             likelihood.parameter_names,
             n_poi=likelihood.n_poi,
-            initial_values=likelihood.initial_values,
+            initial_values=_possible_start(likelihood, shift),
             data=likelihood.data,
             bounds=bounds,
             priors=likelihood.priors,
@@ -71,6 +72,16 @@ class Blinded(Likelihood):
     def with_data(self, data: Tensor) -> Blinded:
         """Returns the same model, equally shifted, with other observations."""
         return Blinded(self._likelihood.with_data(data), self._scales, phrase=self._phrase)
+
+
+def _possible_start(likelihood: Likelihood, shift: Tensor) -> Tensor:
+    """Starts where the model starts, moved by no more of the shift than makes the data possible."""
+    data = likelihood if likelihood.data.ndim == 1 else likelihood.with_data(likelihood.data[0])
+    for share in (0.0, 0.25, 0.5, 0.75):
+        start = likelihood.initial_values + share * shift
+        if torch.isfinite(data.nll(start - shift)):
+            return start
+    return likelihood.initial_values + shift
 
 
 def _normal(text: str) -> float:

@@ -8,13 +8,17 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from specfit import plots
 from specfit.errors import InputError
 from specfit.io.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +111,10 @@ class FitResult:
         if len(self.values) <= LARGEST_MATRIX:
             summary["covariance"] = [[_or_none(x) for x in row] for row in self.covariance.tolist()]
         return summary
+
+    def plot(self) -> Figure:
+        """Draws the correlation matrix."""
+        return plots.draw_correlation(self)
 
     def save(self, path: str | Path) -> Path:
         """Writes `to_dict` as JSON."""

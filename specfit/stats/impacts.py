@@ -15,15 +15,19 @@ from __future__ import annotations
 __all__ = ["Impact", "Impacts", "Pull", "impacts", "pulls"]
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from specfit import plots
 from specfit.errors import InputError
 from specfit.stats.fit_result import FitResult
 from specfit.stats.fitting import fit, fit_rows, free_parameters
 from specfit.stats.likelihood import Likelihood
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Pull(NamedTuple):
@@ -79,6 +83,10 @@ class Impacts:
                 for one in self.impacts
             ],
         }
+
+    def plot(self) -> Figure:
+        """Draws impacts and pulls, the twenty largest."""
+        return plots.draw_impacts(self)
 
     def __str__(self) -> str:
         """Writes a table, one nuisance a line."""

@@ -161,9 +161,10 @@ def newton_cg(likelihood: Likelihood, start: Tensor, *, free: Tensor, tolerance:
     low, high = likelihood.bounds.unbind(-1)
     free = free & (low < high)
     x = torch.where(free, start.detach().clamp(low, high), start.detach())
-    radius, edm, converged, step_number = 10.0, torch.inf, False, 0
+    radius, edm, converged, n_steps = 10.0, torch.inf, False, 0
     nll, gradient = _value_and_gradient(likelihood, x)
-    for step_number in range(1, MOST_STEPS + 1):
+    while n_steps < MOST_STEPS:
+        n_steps += 1
         outward = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
         moving = free & ~outward
         step, edm, hit = _steihaug(likelihood, x, gradient, moving, radius)
@@ -183,7 +184,7 @@ def newton_cg(likelihood: Likelihood, start: Tensor, *, free: Tensor, tolerance:
         elif gain < 0.25 and predicted >= NOISE:
             radius = min(radius, float(_length(change))) / 4
     as_tensor = torch.tensor([edm], dtype=torch.float64)
-    return Minimum(x[None], nll[None], as_tensor, torch.tensor([converged]), torch.tensor([step_number]))
+    return Minimum(x[None], nll[None], as_tensor, torch.tensor([converged]), torch.tensor([n_steps]))
 
 
 def _steihaug(

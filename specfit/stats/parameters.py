@@ -67,8 +67,8 @@ def collect_parameters(document: Document, config: Config) -> list[ParameterGrou
     groups: dict[str, ParameterGroup] = {}
     owners: dict[str, str] = {}
     settings = {parameter.name: parameter for parameter in config.parameters}
-    for where, channel, sample, modifier in modifiers_of(document, config):
-        group = _group(where, document, channel, sample, modifier, settings.get(modifier.name))
+    for where, _, sample, modifier in modifiers_of(document, config):
+        group = _group(where, document, sample, modifier, settings.get(modifier.name))
         if group.name not in groups:
             groups[group.name] = group
         elif modifier.type == "shapesys":
@@ -114,9 +114,7 @@ def _ordered(groups: list[ParameterGroup], config: Config) -> list[ParameterGrou
     return [*pois, *free, *(group for group in by_name.values() if group.constraint != "free")]
 
 
-def _group(
-    where: str, document: Document, channel: Channel, sample: Sample, modifier: Any, setting: Parameter | None
-) -> ParameterGroup:
+def _group(where: str, document: Document, sample: Sample, modifier: Any, setting: Parameter | None) -> ParameterGroup:
     name, n = modifier.name, len(sample.data)
     match modifier.type:
         case "normfactor":

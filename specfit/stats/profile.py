@@ -19,18 +19,22 @@ __all__ = ["Contour", "Interval", "Scan", "contour", "minos", "scan"]
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scipy.optimize
 import scipy.stats
 import torch
 from torch import Tensor
 
+from specfit import plots
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
 from specfit.stats.fit_result import FitResult
 from specfit.stats.fitting import fit, fit_many, fit_rows, free_parameters
 from specfit.stats.likelihood import Likelihood
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLOSE = 1e-9  # relative, where a crossing counts as found
 
@@ -65,6 +69,10 @@ class Scan:
             "statistical": None if self.statistical is None else self.statistical.tolist(),
             "converged": self.converged,
         }
+
+    def plot(self) -> Figure:
+        """Draws the curves with lines at 1, 2 and 3 standard deviations."""
+        return plots.draw_scan(self)
 
     def __str__(self) -> str:
         """Writes the points as a table."""
@@ -105,6 +113,10 @@ class Contour:
             5.991
         """
         return float(scipy.stats.chi2.ppf(probability, 2))
+
+    def plot(self) -> Figure:
+        """Draws the regions of 68 % and 95 %."""
+        return plots.draw_contour(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data."""

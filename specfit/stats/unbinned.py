@@ -9,6 +9,9 @@ event i and :math:`g` the interpolation `code4` of its variations,
 The weights :math:`w_i` are the data: 1 for an observed event, the expected events that a simulated one stands for, or
 how often it came in a toy. Events of weight zero cost nothing.
 
+The interpolation is of ratios, and at :math:`\alpha` other than 0 and :math:`\pm 1` their integral is 1 only nearly: a
+variation that moves a density by a large part of its width biases what it is fitted to. `code4` applies to each event.
+
 What to use when: `EventTable` holds the arrays, `EventTerm` is their part of a likelihood and goes through autograd
 twice like any formula of torch, while value, gradient and Hessian come from one pass in chunks that fit into the cache.
 Files are memory-mapped: what is not in a chunk is not in memory.
