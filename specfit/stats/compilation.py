@@ -104,7 +104,7 @@ def compile_workspace(workspace: Workspace, measurement: str | None, *, normsys:
             rows,
             n_outputs=n_outputs,
             n_parameters=len(names),
-            factor=FACTORS[normsys],
+            factor=normsys,
             difference=DIFFERENCES[histosys],
         ),
         channels={c.name: slice(places[c.name], places[c.name] + len(c.samples[0].data)) for c in binned},

@@ -24,7 +24,6 @@ from torch import Tensor
 from specfit.stats.units import (
     Additions,
     DifferenceInterpolation,
-    FactorInterpolation,
     Rows,
     Units,
     as_column,
@@ -40,7 +39,7 @@ class Expectation:
         rows: Rows and what moves them.
         n_outputs: Number of outputs.
         n_parameters: Number of parameters p.
-        factor: Interpolation of factors.
+        factor: Interpolation of factors, `"code4"` or `"code1"`.
         difference: Interpolation of differences.
     """
 
@@ -50,7 +49,7 @@ class Expectation:
         *,
         n_outputs: int,
         n_parameters: int,
-        factor: FactorInterpolation,
+        factor: str,
         difference: DifferenceInterpolation,
     ) -> None:
         self.n_outputs, self.n_parameters = n_outputs, n_parameters

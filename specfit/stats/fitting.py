@@ -33,7 +33,7 @@ METHODS = ("auto", "newton", "newton-cg", "minuit")
 LARGEST_DENSE = 400
 # So many numbers a matrix of second derivatives of all fits at a time may hold.
 NUMBERS_AT_A_TIME = 4_000_000
-FITS_AT_A_TIME = 256
+FITS_AT_A_TIME = 512
 
 
 class ManyFits(NamedTuple):

@@ -15,7 +15,7 @@ Sources: K. Cranmer et al., HistFactory, CERN-OPEN-2012-016, 4.1; L. Heinrich et
 
 from __future__ import annotations
 
-__all__ = ["DIFFERENCES", "FACTORS", "code0", "code1", "code4", "code4_weights", "code4p"]
+__all__ = ["DIFFERENCES", "FACTORS", "Variations", "code0", "code1", "code4", "code4_weights", "code4p"]
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -83,6 +83,50 @@ def code4p(alpha: Tensor) -> Tensor:
 def code0(alpha: Tensor) -> Tensor:
     r"""Computes c of the difference :math:`\alpha\,(d_+ + d_-)/2 + c(\alpha)\,(d_+ - d_-)/2`, with a kink at 0."""
     return torch.where(alpha >= 0, alpha, -alpha)
+
+
+class Variations:
+    """Factors of many variations with their derivatives, for up and down ratios that stay the same.
+
+    Args:
+        code: `"code4"` or `"code1"`.
+        up: Ratios at +1, shape `(n, 1)`.
+        down: Ratios at -1, shape `(n, 1)`.
+    """
+
+    def __init__(self, code: str, up: Tensor, down: Tensor) -> None:
+        self._log_up, self._log_down = up.log(), down.log()
+        terms = [r * log**k for r, log in ((up, self._log_up), (down, self._log_down)) for k in range(3)]
+        # The polynomial of code4 by powers of alpha: its weights of 1, u, u ln u, ... are polynomials of known powers.
+        powers = torch.linspace(-1, 1, 7, dtype=torch.float64)
+        of_terms = torch.stack(code4_weights(powers), -1)  # (7 points, 7 terms)
+        by_power = torch.linalg.solve(torch.vander(powers, increasing=True), of_terms)  # (7 powers, 7 terms)
+        all_terms = torch.stack([torch.ones_like(up), *terms])  # (7 terms, n, 1)
+        self._coefficients = torch.einsum("pt,tnm->pnm", by_power, all_terms)
+        self._reach = 1.0 if code == "code4" else 0.0
+
+    def derivatives(self, alpha: Tensor, order: int) -> list[Tensor]:
+        """Computes factors and derivatives up to an order for `alpha` of shape `(n, m)`; differentiable."""
+        inside = alpha.abs() <= self._reach if self._reach else torch.zeros_like(alpha, dtype=torch.bool)
+        parts = self._polynomial(alpha, order) if self._reach else [alpha] * (order + 1)
+        if bool(inside.all()):
+            return parts
+        log = torch.where(alpha >= 0, self._log_up, -self._log_down)
+        factor = torch.exp(torch.where(inside, 0.0, alpha) * log)
+        return [torch.where(inside, part, factor * log**k) for k, part in enumerate(parts)]
+
+    def _polynomial(self, alpha: Tensor, order: int) -> list[Tensor]:
+        """Horner's rule for a polynomial and its derivatives."""
+        found = []
+        coefficients = self._coefficients
+        for _ in range(order + 1):
+            total = coefficients[-1].expand_as(alpha)
+            for coefficient in reversed(coefficients[:-1]):
+                total = torch.addcmul(coefficient, total, alpha)
+            found.append(total)
+            degree = torch.arange(1, len(coefficients), dtype=torch.float64)[:, None, None]
+            coefficients = coefficients[1:] * degree
+        return found
 
 
 FACTORS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType({"code1": code1, "code4": code4})

@@ -30,7 +30,7 @@ from specfit.stats.likelihood import Likelihood
 TOLERANCE = 1e-11
 """Estimated distance to the minimum at which a last step is taken; 0.5 is one standard deviation."""
 MOST_STEPS = 300
-EXACT_AFTER = 4  # steps with the cheap matrix
+EXACT_AFTER, EXACT_AFTER_OF_MANY = 4, 10  # steps with the cheap matrix, of one fit and of many
 NOISE = 1e-9  # a rise of -ln L that rounding alone can make, with millions of events
 FIRST_DAMPING, LARGEST_DAMPING = 1e-3, 1e14
 
@@ -81,9 +81,10 @@ class _Newton:
 
     def run(self) -> Minimum:
         index = torch.arange(len(self.x))
+        after = EXACT_AFTER if len(index) == 1 else EXACT_AFTER_OF_MANY
         for step in range(MOST_STEPS):
             likelihood = self._of(index)
-            going = self._step(likelihood, index, exact=step >= EXACT_AFTER)
+            going = self._step(likelihood, index, exact=step >= after)
             index = index[going]
             if not len(index):
                 break

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-FactorInterpolation = Callable[[Tensor, Tensor, Tensor], Tensor]
+from specfit.stats.interpolation import Variations
+
 DifferenceInterpolation = Callable[[Tensor], Tensor]
 _PARAMETER, _VARIATION, _POLYNOMIAL = range(3)
 
@@ -62,7 +63,7 @@ class Rows:
 class Units:
     """Every different factor once: the parameters themselves, variations, polynomials, and last the number one."""
 
-    def __init__(self, rows: Rows, n_parameters: int, interpolation: FactorInterpolation) -> None:
+    def __init__(self, rows: Rows, n_parameters: int, code: str) -> None:
         keys = dict.fromkeys(key for _, key in rows.factors)
         variations = [key for key in keys if key[0] == _VARIATION]
         polynomials = [key for key in keys if key[0] == _POLYNOMIAL]
@@ -70,9 +71,9 @@ class Units:
         self._number |= {key: n_parameters + i for i, key in enumerate([*variations, *polynomials])}
         self.one = len(self._number)
         self.parameter = as_index([int(key[1]) for key in self._number] + [0])
-        self._interpolation = interpolation
         self._varied = as_index([int(key[1]) for key in variations])
-        self._up, self._down = (as_column([key[i] for key in variations]) for i in (2, 3))
+        up, down = (as_column([key[i] for key in variations]) for i in (2, 3))
+        self._variations = Variations(code, up, down)
         self._argument = as_index([int(key[1]) for key in polynomials])
         degree = max((len(key) for key in polynomials), default=0) - 2
         padded = [[0.0] * (degree + 2 - len(key)) + list(key[2:]) for key in polynomials]
@@ -89,7 +90,7 @@ class Units:
         """Computes all units, shape `(n_units, m)`."""
         parts = [values]
         if len(self._varied):
-            parts.append(self._interpolation(values[self._varied], self._up, self._down))
+            parts.append(self._variations.derivatives(values[self._varied], 0)[0])
         if len(self._argument):
             parts.append(self._polynomials(values[self._argument]))
         return torch.cat([*parts, torch.ones_like(values[:1])])
@@ -97,15 +98,16 @@ class Units:
     def derivatives(self, values: Tensor, order: int) -> list[Tensor]:
         """Computes all units and their derivatives up to an order, each in its own parameter, all `(n_units, m)`."""
         parts = [[values], [torch.ones_like(values)], [torch.zeros_like(values)]][: order + 1]
-        for numbers, function in ((self._varied, self._variations), (self._argument, self._polynomials)):
-            if len(numbers):
-                for of_order, part in zip(parts, _derivatives(function, values[numbers], order), strict=True):
-                    of_order.append(part)
+        found = []
+        if len(self._varied):
+            found.append(self._variations.derivatives(values[self._varied], order))
+        if len(self._argument):
+            found.append(_derivatives(self._polynomials, values[self._argument], order))
+        for of_orders in found:
+            for of_order, part in zip(parts, of_orders, strict=True):
+                of_order.append(part)
         one = torch.ones_like(values[:1])
         return [torch.cat([*of_order, one if k == 0 else torch.zeros_like(one)]) for k, of_order in enumerate(parts)]
-
-    def _variations(self, at: Tensor) -> Tensor:
-        return self._interpolation(at, self._up, self._down)
 
     def _polynomials(self, at: Tensor) -> Tensor:
         total = torch.zeros_like(at)
