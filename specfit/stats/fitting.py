@@ -26,7 +26,7 @@ from specfit.errors import InputError
 from specfit.stats.covariance import Inverse, invert_hessian
 from specfit.stats.fit_result import FitResult
 from specfit.stats.likelihood import Likelihood
-from specfit.stats.newton import Minimum, newton, newton_cg
+from specfit.stats.newton import TOLERANCE, Minimum, newton, newton_cg
 
 Method = Literal["auto", "newton", "newton-cg", "minuit"]
 METHODS = ("auto", "newton", "newton-cg", "minuit")
@@ -34,6 +34,7 @@ LARGEST_DENSE = 400
 # So many numbers a matrix of second derivatives of all fits at a time may hold.
 NUMBERS_AT_A_TIME = 4_000_000
 FITS_AT_A_TIME = 512
+TOLERANCE_OF_TOYS = 1e-8
 
 
 class ManyFits(NamedTuple):
@@ -129,7 +130,8 @@ def free_parameters(likelihood: Likelihood) -> Tensor:
 
 def _newton_of(likelihood: Likelihood, piece: slice, start: Tensor, free: Tensor) -> Minimum:
     part = likelihood if likelihood.data.ndim == 1 else likelihood.with_data(likelihood.data[piece])
-    return newton(part, start, free=free)
+    # Toys scatter: what a last step beyond this would add is a hundred-thousandth of a standard deviation.
+    return newton(part, start, free=free, tolerance=TOLERANCE if part.data.ndim == 1 else TOLERANCE_OF_TOYS)
 
 
 def _newton_cg_of(likelihood: Likelihood, i: int, start: Tensor, free: Tensor) -> Minimum:
