@@ -93,10 +93,14 @@ class Impacts:
         width = max((len(one.parameter) for one in self.impacts), default=9)
         head = f"{'on ' + self.parameter:{width}} {'up':>10} {'down':>10} {'pull':>8} {'width':>7}"
         rows = [
-            f"{one.parameter:{width}} {one.up:+10.4g} {one.down:+10.4g} {one.pull:+8.3f} {one.width:7.3f}"
+            f"{one.parameter:{width}} {one.up:+10.4g} {one.down:+10.4g} {_pull_text(one)}".rstrip()
             for one in self.impacts
         ]
         return "\n".join([head, *rows])
+
+
+def _pull_text(one: Impact) -> str:
+    return f"{one.pull:+8.3f} {one.width:7.3f}" if one.width == one.width else ""
 
 
 def pulls(likelihood: Likelihood, best: FitResult | None = None) -> list[Pull]:
