@@ -1,5 +1,6 @@
 from . import io as io
 from . import net as net
+from . import stats as stats
 from .background_fit import BackgroundFit as BackgroundFit
 from .errors import InputError as InputError
 from .functional import functional_fit as functional_fit

@@ -188,6 +188,37 @@ def generate(
     print(f"{size} spectra of {generator.n_bins} bins in {folder}/ (counts, background, signal, edges, card.json)")
 
 
+@app.command()
+def fit(
+    workspace: Annotated[Path, typer.Argument(metavar="WORKSPACE.json", help="A workspace, pyhf's or specfit's.")],
+    measurement: Annotated[str | None, typer.Option(help="Which measurement; else the first.")] = None,
+    scan: Annotated[str | None, typer.Option(metavar="PARAMETER", help="Profile this parameter.")] = None,
+    limit: Annotated[bool, typer.Option("--limit", help="Upper limit (CLs) and significance of the signal.")] = False,
+    impacts: Annotated[bool, typer.Option("--impacts", help="What each nuisance does to the signal.")] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="[PATH]", help="Draw the scan, else the impacts, else the correlations; else beside."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write all results to this JSON file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")] = False,
+) -> None:
+    """Fit a statistical model to its observations, with profiles, limits and impacts on request.
+
+    Example: `specfit fit workspace.json --scan mu --limit --plot`
+    """
+    from specfit.io.files import replacing
+    from specfit.stats.command import fit_workspace
+
+    picture = workspace.with_suffix(".png") if plot == BESIDE_THE_OUTPUT else plot
+    content, text = fit_workspace(
+        workspace, measurement=measurement, scanned=scan, limit=limit, with_impacts=impacts, picture=picture
+    )
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(content, indent=2) if as_json else text)
+
+
 def _with_default_picture(arguments: list[str]) -> list[str]:
     """Gives a bare `--plot` its value, which the parser cannot leave out."""
     given = list(arguments)

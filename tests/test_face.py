@@ -26,6 +26,7 @@ NAMES = {
     "net",
     "read",
     "smooth_background",
+    "stats",
 }
 
 

@@ -7,6 +7,7 @@ What to use when:
 - `draw_residuals`: how far fits lie from the truth, pooled over bins; several calls on one axes overlay.
 - `draw_residual_correlation`: whether a fit follows the fluctuations of its data.
 - `draw_bias`: mean and RMS of the residuals along the axis, against a limit.
+- `draw_scan`, `draw_contour`, `draw_impacts`, `draw_correlation`, `draw_yields`: results of `specfit.stats`.
 - `save`: any of these to a file, whole or not at all.
 
 Conventions: contents are drawn as events per bin, or per unit of x where bin widths differ by more than 20 %. Counts
@@ -23,10 +24,15 @@ from __future__ import annotations
 __all__ = [
     "DrawableFit",
     "draw_bias",
+    "draw_contour",
+    "draw_correlation",
     "draw_examples",
     "draw_fit",
+    "draw_impacts",
     "draw_residual_correlation",
     "draw_residuals",
+    "draw_scan",
+    "draw_yields",
     "save",
 ]
 
@@ -34,3 +40,4 @@ from specfit.plots.contents import DrawableFit
 from specfit.plots.fits import draw_examples, draw_fit
 from specfit.plots.residuals import draw_bias, draw_residual_correlation, draw_residuals
 from specfit.plots.saving import save
+from specfit.plots.statistics import draw_contour, draw_correlation, draw_impacts, draw_scan, draw_yields
