@@ -40,7 +40,7 @@ app = typer.Typer(
 def main() -> None:
     """Runs the command line; the console script `specfit`."""
     try:
-        app(_with_default_picture(sys.argv[1:]), standalone_mode=True)
+        app(_with_joined_words(_with_default_picture(sys.argv[1:])), standalone_mode=True)
     except (InputError, OSError) as error:
         _say(f"specfit: error: {_one_line(error)}")
         sys.exit(2)
@@ -174,6 +174,63 @@ def generate(
         card = options | {"signal": signal}
         write_dataset(generator, folder, size=size, seed=seed, card=card, progress=progress)
     print(f"{size} spectra of {generator.n_bins} bins in {folder}/ (counts, background, signal, edges, card.json)")
+
+
+@app.command()
+def fit(
+    model: Annotated[
+        Path, typer.Argument(metavar="FILE", help="YAML: channels, processes, systematics (specfit.stats.cells).")
+    ],
+    param_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME WORD...", help="A parametric model; repeat it, they multiply. After FILE."),
+    ] = None,
+    prior: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=MEAN,SIGMA", help="Constrain parameters; repeatable.")
+    ] = None,
+    expect: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=VALUE", help="Start at a physical value; repeatable.")
+    ] = None,
+    asimov: Annotated[bool, typer.Option("--asimov", help="Fit what the start expects instead of the data.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of a table.")] = False,
+) -> None:
+    """Fit histograms in cells: best values and exact uncertainties of thousands of parameters.
+
+    Models on the command line take the place of those in FILE; without any, each signal gets one strength.
+
+    Example: `specfit fit z.yaml --param-model AxisNorm mu sig pt,eta --param-model AxisExp mu bkg mass pt,eta eta`
+    """
+    from specfit.stats import asimov as expected_data
+    from specfit.stats.cells import fit_cells, parse_assignments, parse_models, read_cells
+
+    models = parse_models(param_model, trusted=True) if param_model else None
+    priors = parse_assignments("--prior", prior or [], 2)
+    start = {name: value for name, (value,) in parse_assignments("--expect", expect or [], 1).items()}
+    likelihood = read_cells(model, model=models, priors=cast(Any, priors), start=start)
+    found = fit_cells(cast(Any, expected_data(likelihood)) if asimov else likelihood)
+    if out is not None:
+        found.save(out)
+    print(json.dumps(found.summary(), indent=2) if as_json else found)
+    if not found.converged:
+        raise typer.Exit(1)
+
+
+def _with_joined_words(arguments: list[str]) -> list[str]:
+    """Makes one value of the words after each `--param-model`, up to the next option."""
+    import shlex
+
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        joined.append(argument)
+        if argument == "--param-model":
+            words = []
+            while rest and not rest[0].startswith("-"):
+                words.append(rest.pop(0))
+            joined[-1] = f"--param-model={shlex.join(words)}"
+    return joined
 
 
 def _with_default_picture(arguments: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ thousands of parameters that hardly touch each other. What to use when:
 - `Composite`: the product of models; parameters of interest first.
 - `LogNormal`, `Shape`, `Additive`: systematics.
 - `CellLikelihood`: all of it as a likelihood that `specfit.stats` fits, scans and throws toys of.
+- `read_cells`, `parse_models`: the same from a YAML file and from the words of the command line.
 - `fit_cells`: best fit and exact uncertainties of thousands of parameters in seconds.
 
 Conventions: templates are multiplied by factors that start at 1. Raw parameters are free numbers; `Meaning` says what
@@ -46,12 +47,18 @@ __all__ = [
     "Template",
     "Term",
     "fit_cells",
+    "parse_assignments",
+    "parse_models",
+    "read_cells",
+    "write_histograms",
 ]
 
 from specfit.stats.cells.abcd import ABCD, Region, SmoothABCD
 from specfit.stats.cells.axis_models import AxisBernstein, AxisExp, AxisNorm
 from specfit.stats.cells.channels import Axis, Channel, Template
+from specfit.stats.cells.files import read_cells, write_histograms
 from specfit.stats.cells.fitting import CellFit, fit_cells
+from specfit.stats.cells.grammar import parse_assignments, parse_models
 from specfit.stats.cells.likelihood import CellLikelihood
 from specfit.stats.cells.models import BoundModel, Composite, ParamModel, Term
 from specfit.stats.cells.parameters import Meaning, Parameter, Prior

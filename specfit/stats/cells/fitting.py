@@ -4,8 +4,10 @@ from __future__ import annotations
 
 __all__ = ["CellFit", "fit_cells"]
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +15,15 @@ from torch import Tensor
 
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
+from specfit.io.files import replacing
 from specfit.stats.cells.likelihood import CellLikelihood
 from specfit.stats.cells.newton import Minimum, minimize
-from specfit.stats.cells.parameters import match
+from specfit.stats.cells.parameters import Meaning, match
 
 # A raw parameter known no better than this is not determined by the data.
 UNDETERMINED = 1e3
 NAMES_SHOWN = 5
+ROWS_SHOWN = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +103,27 @@ class CellFit:
             "parameters": {name: dict(zip(keys, numbers, strict=True)) for name, *numbers in rows},
         }
 
+    def save(self, path: str | Path) -> Path:
+        """Writes `summary` as JSON; a file of the same name is replaced in one step."""
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.summary(), indent=2) + "\n")
+        return Path(path)
+
+    def __str__(self) -> str:
+        """Writes the result as a table of raw and physical values, of the first parameters only where there are many."""
+        columns = (self.values, self.uncertainties, self.physical_values, self.physical_uncertainties)
+        rows = list(zip(self.likelihood.parameters, *(column.tolist() for column in columns), strict=True))
+        width = max(len(parameter.name) for parameter in self.likelihood.parameters)
+        lines = []
+        for parameter, raw, sigma, physical, error in rows[:ROWS_SHOWN]:
+            line = f"{parameter.name:{width}}  {raw:12.6g} +- {sigma:<10.4g}"
+            if parameter.meaning is not Meaning.ITSELF:
+                line += f" {parameter.meaning.value}: {physical:.6g} +- {error:.4g}"
+            lines.append(line.rstrip())
+        if len(rows) > ROWS_SHOWN:
+            lines.append(f"... and {len(rows) - ROWS_SHOWN} more parameters; the JSON form has them all")
+        return "\n".join([f"-ln L {self.nll:.6g}: {self.message}", *lines])
+
     def _by_meaning(self, method: str) -> Tensor:
         """Applies a method of `Meaning` to the values, once for each meaning."""
         meanings = [parameter.meaning for parameter in self.likelihood.parameters]
@@ -155,7 +180,7 @@ def fit_cells(
         values=found.values,
         uncertainties=variances.sqrt(),
         nll=float(likelihood.nll(found.values)),
-        edm=found.edm,
+        edm=abs(found.edm),
         iterations=found.iterations,
         converged=not found.problem,
         undetermined=undetermined,
@@ -194,7 +219,7 @@ def _undetermined(likelihood: CellLikelihood, found: Minimum, variances: Tensor)
 
 
 def _message(found: Minimum, undetermined: Sequence[str]) -> str:
-    text = found.problem or f"converged after {found.iterations} Hessians, {found.edm:.2g} above the minimum"
+    text = found.problem or f"converged after {found.iterations} Hessians, {abs(found.edm):.2g} above the minimum"
     if undetermined:
         more = f" and {len(undetermined) - NAMES_SHOWN} more" if len(undetermined) > NAMES_SHOWN else ""
         named = ", ".join(undetermined[:NAMES_SHOWN]) + more
