@@ -305,10 +305,11 @@ def test_channels_check_their_histograms(channel, caplog):
         CellLikelihood([channel, channel])
     assert (Channel.of("a", {"s": h * -1}).templates["s"].values == 0).all()
     assert "6 bins below 0" in caplog.text
+    labels = hist.Hist(hist.axis.StrCategory(["a", "b"], name="kind"), hist.axis.Regular(2, 0, 1, name="eta"))
+    labels[...] = np.ones((2, 2))
+    of_kinds = Channel.of("c", {"s": labels})
     with pytest.raises(InputError, match="categories"):
-        labels = hist.Hist(hist.axis.StrCategory(["a", "b"], name="kind"), hist.axis.Regular(2, 0, 1, name="eta"))
-        labels[...] = np.ones((2, 2))
-        CellLikelihood([Channel.of("c", {"s": labels})], AxisExp("c", "s", "kind", "eta"))
+        CellLikelihood([of_kinds], AxisExp("c", "s", "kind", "eta"))
 
 
 def test_the_grammar_of_the_seed(channel):

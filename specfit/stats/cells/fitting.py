@@ -110,7 +110,7 @@ class CellFit:
         return Path(path)
 
     def __str__(self) -> str:
-        """Writes the result as a table of raw and physical values, of the first parameters only where there are many."""
+        """Writes a table of raw and physical values; of the first parameters only where there are many."""
         columns = (self.values, self.uncertainties, self.physical_values, self.physical_uncertainties)
         rows = list(zip(self.likelihood.parameters, *(column.tolist() for column in columns), strict=True))
         width = max(len(parameter.name) for parameter in self.likelihood.parameters)
