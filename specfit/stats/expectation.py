@@ -6,65 +6,31 @@ sum of its rows (or such a total itself). With factors f and differences d of th
 .. math:: y_r(\theta) = \Big(\prod_k f_{rk}(\theta)\Big) \Big(Y_r + \sum_j d_{rj}(\theta)\Big)
     \exp\Big(\sum_j B_{rj} \theta_j\Big).
 
-A factor depends on one parameter. Rows share a factor wherever they can, so that it is computed once.
-
 Conventions: inside, the batch is the last axis, `(n, m)`: gathering and adding rows is then copying and adding whole
-vectors. `jacobian` is written out, because fits of many toys live on it; a test holds it against autograd.
+vectors. The derivatives are written out, because fits of many toys live on them; tests hold them against autograd.
 """
 
 from __future__ import annotations
 
-__all__ = ["Expectation", "Rows"]
+__all__ = ["Expectation"]
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-FactorInterpolation = Callable[[Tensor, Tensor, Tensor], Tensor]
-DifferenceInterpolation = Callable[[Tensor], Tensor]
-
-
-@dataclass
-class Rows:
-    """Rows and what moves them, collected one modifier at a time; parameters are numbers."""
-
-    contents: list[float] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
-    factors: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
-    differences: list[tuple[int, int, float, float]] = field(default_factory=list)
-    directions: list[tuple[int, int, float]] = field(default_factory=list)
-
-    def add(self, contents: Sequence[float], first_output: int) -> int:
-        """Adds the rows of a sample, whose outputs follow each other, and returns the number of the first."""
-        self.contents.extend(contents)
-        self.outputs.extend(range(first_output, first_output + len(contents)))
-        return len(self.contents) - len(contents)
-
-    def multiply(self, row: int, parameter: int) -> None:
-        """Multiplies a row by a parameter."""
-        self.factors.append((row, (_PARAMETER, parameter)))
-
-    def multiply_by_variation(self, row: int, parameter: int, up: float, down: float) -> None:
-        """Multiplies a row by the interpolation of two ratios."""
-        self.factors.append((row, (_VARIATION, parameter, up, down)))
-
-    def multiply_by_polynomial(self, row: int, parameter: int, coefficients: Sequence[float]) -> None:
-        """Multiplies a row by a polynomial of a parameter, coefficients from the highest power down."""
-        self.factors.append((row, (_POLYNOMIAL, parameter, *coefficients)))
-
-    def add_difference(self, row: int, parameter: int, up: float, down: float) -> None:
-        """Adds to a row what +1 adds (`up`) and what -1 takes away (`down`), interpolated."""
-        self.differences.append((row, parameter, (up + down) / 2, (up - down) / 2))
-
-    def add_direction(self, row: int, parameter: int, change: float) -> None:
-        """Adds to the logarithm of a row a multiple of a parameter."""
-        self.directions.append((row, parameter, change))
-
-
-_PARAMETER, _VARIATION, _POLYNOMIAL = range(3)
+from specfit.stats.units import (
+    Additions,
+    DifferenceInterpolation,
+    FactorInterpolation,
+    Rows,
+    Units,
+    as_column,
+    as_index,
+    transposed,
+)
 
 
 class Expectation:
@@ -88,18 +54,21 @@ class Expectation:
         difference: DifferenceInterpolation,
     ) -> None:
         self.n_outputs, self.n_parameters = n_outputs, n_parameters
-        self._contents = _column(rows.contents)
-        self._outputs = _index(rows.outputs)
-        self._units = _Units(rows, n_parameters, factor)
+        self._nominal, self._output = as_column(rows.contents), as_index(rows.outputs)
+        self._units = Units(rows, n_parameters, factor)
         self._columns = self._units.columns(rows, len(rows.contents))
-        self._additions = _Additions(rows.differences, difference)
-        row, parameter, change = _transposed(rows.directions, 3)
-        self._direction_row, self._direction_parameter = _index(row), _index(parameter)
-        self._direction_change = _column(change)
-        self._entries = self._find_entries()
+        # Of each column: the rows that have a factor in it, that factor, and its parameter.
+        self._used = [(column != self._units.one).nonzero()[:, 0] for column in self._columns]
+        self._unit = [column[used] for column, used in zip(self._columns, self._used, strict=True)]
+        self._additions = Additions(rows.differences, difference)
+        row, parameter, change = transposed(rows.directions, 3)
+        self._direction_row, self._direction_parameter = as_index(row), as_index(parameter)
+        self._change = as_column(change)
+        self._first_row, self._first_parameter = self._first_entries()
+        self._first_place = self._output[self._first_row] * n_parameters + self._first_parameter
 
     def outputs(self, values: Tensor) -> Tensor:
-        """Computes the outputs.
+        """Computes the outputs, differentiably.
 
         Args:
             values: Parameters, shape `(p, m)`.
@@ -108,184 +77,149 @@ class Expectation:
             Shape `(n_outputs, m)`.
         """
         units = self._units.evaluate(values)
-        yields = self._contents_at(values)
+        yields = self._contents(values)
         for column in self._columns:
             yields = yields * units[column]
-        if len(self._direction_row):
-            yields = yields * self._exponential(values)
         return self._sum(yields)
 
     def jacobian(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the outputs `(n_outputs, m)` and their derivatives `(n_outputs, p, m)`; neither carries gradients."""
+        """Computes the outputs `(n_outputs, m)` and their derivatives `(n_outputs, p, m)`; they carry no gradients."""
         with torch.no_grad():
-            exponential = self._exponential(values) if len(self._direction_row) else torch.ones(1, 1).double()
-            contents = self._contents_at(values) * exponential
-        units, slopes = self._units.with_slopes(values)
-        factors = [units[column] for column in self._columns]
-        product = _product(factors, like=contents)
-        parts = [
-            (others * slopes[column] * contents)[used]
-            for column, used, others in zip(self._columns, self._used, _products_of_others(factors), strict=True)
-        ]
-        if self._additions.any:
-            row, slope = self._additions.slopes(values)
-            parts.append((product * exponential)[row] * slope)
-        yields = product * contents
-        if len(self._direction_row):
-            parts.append(yields[self._direction_row] * self._direction_change)
-        jacobian = values.new_zeros(self.n_outputs * self.n_parameters, values.shape[1])
-        if parts:
-            jacobian.index_add_(0, self._entries, torch.cat(parts))
-        return self._sum(yields), jacobian.unflatten(0, (self.n_outputs, self.n_parameters))
+            parts = self._parts(values, order=1)
+            jacobian = values.new_zeros(self.n_outputs * self.n_parameters, values.shape[1])
+            jacobian.index_add_(0, self._first_place, self._first_derivatives(parts))
+            return self._sum(parts.yields), jacobian.reshape(self.n_outputs, self.n_parameters, -1)
 
-    def _find_entries(self) -> Tensor:
-        """Finds where in the flattened Jacobian each derivative goes, in the order in which `jacobian` makes them."""
-        self._used = [(column != self._units.one).nonzero()[:, 0] for column in self._columns]
-        pairs = [
-            (used, self._units.parameter[column[used]]) for used, column in zip(self._used, self._columns, strict=True)
-        ]
-        if self._additions.any:
-            pairs.append((self._additions.row, self._additions.parameter))
-        if len(self._direction_row):
-            pairs.append((self._direction_row, self._direction_parameter))
-        places = [self._outputs[row] * self.n_parameters + parameter for row, parameter in pairs]
-        return torch.cat(places) if places else _index([])
+    def weighted_hessian(self, values: Tensor, weights: Tensor) -> Tensor:
+        r"""Computes :math:`\sum_o w_o \, \partial^2 y_o / \partial\theta_i \partial\theta_j`.
 
-    def _contents_at(self, values: Tensor) -> Tensor:
-        if not self._additions.any:
-            return self._contents.expand(-1, values.shape[1])
-        return self._additions.add_to(self._contents.expand(-1, values.shape[1]), values)
+        Args:
+            values: Parameters, shape `(p, m)`.
+            weights: Weight of each output, shape `(n_outputs, m)`.
+
+        Returns:
+            Shape `(p, p, m)`, without gradients.
+        """
+        p = self.n_parameters
+        with torch.no_grad():
+            hessian = values.new_zeros(p * p, values.shape[1])
+            by_row = weights[self._output]
+            for row, i, j, second in self._second_derivatives(self._parts(values, order=2)):
+                hessian.index_add_(0, i * p + j, second * by_row[row])
+            return hessian.reshape(p, p, -1)
+
+    def _first_entries(self) -> tuple[Tensor, Tensor]:
+        """Rows and parameters of the derivatives that are not zero, in the order of `_first_derivatives`."""
+        pairs = [(used, self._units.parameter[unit]) for used, unit in zip(self._used, self._unit, strict=True)]
+        pairs.append((self._additions.row, self._additions.parameter))
+        pairs.append((self._direction_row, self._direction_parameter))
+        rows, parameters = zip(*pairs, strict=True)
+        return torch.cat(rows), torch.cat(parameters)
+
+    def _parts(self, values: Tensor, *, order: int) -> _Parts:
+        units = self._units.derivatives(values, order)
+        contents = self._contents(values)
+        factors = [units[0][column] for column in self._columns]
+        others = _products_of_others(factors)
+        product = others[0] * factors[0] if factors else torch.ones_like(contents)
+        added = self._additions.derivatives(values, order) if self._additions.any else []
+        exponential = self._exponential(values) if len(self._direction_row) else None
+        return _Parts(units, factors, others, product, contents, added, exponential, product * contents)
+
+    def _first_derivatives(self, parts: _Parts) -> Tensor:
+        pieces = [
+            others[used] * parts.units[1][unit] * parts.contents[used]
+            for used, unit, others in zip(self._used, self._unit, parts.others, strict=True)
+        ]
+        if parts.added:
+            pieces.append(self._scaled(parts.product, parts.exponential)[self._additions.row] * parts.added[0])
+        if len(self._direction_row):
+            pieces.append(parts.yields[self._direction_row] * self._change)
+        return torch.cat(pieces) if pieces else parts.yields[:0]
+
+    def _second_derivatives(self, parts: _Parts) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yields rows, two parameters and the derivative in both; every ordered pair once."""
+        yield from self._of_two_factors(parts)
+        if parts.added:
+            yield from self._of_additions(parts)
+        if len(self._direction_row):
+            yield from self._of_directions(parts)
+
+    def _of_two_factors(self, parts: _Parts) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        for k, (used, unit) in enumerate(zip(self._used, self._unit, strict=True)):
+            i = self._units.parameter[unit]
+            yield used, i, i, parts.others[k][used] * parts.units[2][unit] * parts.contents[used]
+            without = _products_of_others([*parts.factors[:k], *parts.factors[k + 1 :]])
+            for place, l in enumerate(n for n in range(len(self._columns)) if n != k):  # noqa: E741
+                other = self._columns[l][used]
+                slopes = parts.units[1][unit] * parts.units[1][other]
+                second = without[place][used] * slopes * parts.contents[used]
+                yield used, i, self._units.parameter[other], second
+
+    def _of_additions(self, parts: _Parts) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        row, j = self._additions.row, self._additions.parameter
+        scale = 1.0 if parts.exponential is None else parts.exponential[row]
+        yield row, j, j, parts.product[row] * scale * parts.added[1]
+        for column, others in zip(self._columns, parts.others, strict=True):
+            unit = column[row]
+            i = self._units.parameter[unit]
+            second = others[row] * parts.units[1][unit] * parts.added[0] * scale
+            yield row, i, j, second
+            yield row, j, i, second
+
+    def _of_directions(self, parts: _Parts) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        first = self._first_derivatives(parts)
+        entry, direction = _joined(self._first_row, self._direction_row)
+        i, j = self._first_parameter[entry], self._direction_parameter[direction]
+        second = first[entry] * self._change[direction]
+        yield self._first_row[entry], i, j, second
+        # A pair of two directions is among the ordered pairs already; of a direction and another it is not.
+        mixed = entry < len(self._first_row) - len(self._direction_row)
+        yield self._first_row[entry[mixed]], j[mixed], i[mixed], second[mixed]
+
+    def _contents(self, values: Tensor) -> Tensor:
+        """Contents with all differences, times the exponential of the directions, shape `(n_rows, m)`."""
+        contents = self._nominal.expand(-1, values.shape[1])
+        if self._additions.any:
+            contents = self._additions.add_to(contents, values)
+        return self._scaled(contents, self._exponential(values) if len(self._direction_row) else None)
 
     def _exponential(self, values: Tensor) -> Tensor:
-        exponent = values.new_zeros(len(self._contents), values.shape[1])
-        return exponent.index_add(
-            0, self._direction_row, self._direction_change * values[self._direction_parameter]
-        ).exp()
+        exponent = values.new_zeros(len(self._nominal), values.shape[1])
+        return exponent.index_add(0, self._direction_row, self._change * values[self._direction_parameter]).exp()
+
+    def _scaled(self, contents: Tensor, exponential: Tensor | None) -> Tensor:
+        return contents if exponential is None else contents * exponential
 
     def _sum(self, yields: Tensor) -> Tensor:
-        return yields.new_zeros(self.n_outputs, yields.shape[1]).index_add(0, self._outputs, yields)
+        return yields.new_zeros(self.n_outputs, yields.shape[1]).index_add(0, self._output, yields)
 
 
-class _Units:
-    """Every different factor once: the parameters themselves, variations, polynomials, and last the number one."""
+class _Parts(NamedTuple):
+    """What derivatives are made of, the batch last."""
 
-    def __init__(self, rows: Rows, n_parameters: int, interpolation: FactorInterpolation) -> None:
-        keys = dict.fromkeys(key for _, key in rows.factors)
-        variations = [key for key in keys if key[0] == _VARIATION]
-        polynomials = [key for key in keys if key[0] == _POLYNOMIAL]
-        self._number: dict[tuple[float, ...], int] = {(_PARAMETER, j): j for j in range(n_parameters)}
-        self._number |= {key: n_parameters + i for i, key in enumerate([*variations, *polynomials])}
-        self.one = len(self._number)
-        self.parameter = _index([int(key[1]) for key in self._number] + [0])
-        self._interpolation = interpolation
-        self._varied = _index([int(key[1]) for key in variations])
-        self._up, self._down = (_column([key[i] for key in variations]) for i in (2, 3))
-        self._argument = _index([int(key[1]) for key in polynomials])
-        degree = max((len(key) for key in polynomials), default=0) - 2
-        padded = [[0.0] * (degree + 2 - len(key)) + list(key[2:]) for key in polynomials]
-        self._coefficients = [_column(c) for c in zip(*padded, strict=True)]
-
-    def columns(self, rows: Rows, n_rows: int) -> list[Tensor]:
-        """Lays the factors of each row side by side: each column holds one unit for every row, or the number one."""
-        of_row: list[list[int]] = [[] for _ in range(n_rows)]
-        for row, key in rows.factors:
-            of_row[row].append(self._number[key])
-        return [_index(column) for column in itertools.zip_longest(*of_row, fillvalue=self.one)]
-
-    def evaluate(self, values: Tensor) -> Tensor:
-        """Computes all units, shape `(n_units, m)`."""
-        parts = [values]
-        if len(self._varied):
-            parts.append(self._interpolation(values[self._varied], self._up, self._down))
-        if len(self._argument):
-            parts.append(self._polynomials(values[self._argument]))
-        return torch.cat([*parts, torch.ones_like(values[:1])])
-
-    def with_slopes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes all units and the derivative of each in its parameter, both `(n_units, m)`."""
-        parts, slopes = [values], [torch.ones_like(values)]
-        if len(self._varied):
-            at = values[self._varied]
-            for all_of, one in zip((parts, slopes), _with_slope(self._variations, at), strict=True):
-                all_of.append(one)
-        if len(self._argument):
-            at = values[self._argument]
-            for all_of, one in zip((parts, slopes), _with_slope(self._polynomials, at), strict=True):
-                all_of.append(one)
-        last = values[:1]
-        return torch.cat([*parts, torch.ones_like(last)]), torch.cat([*slopes, torch.zeros_like(last)])
-
-    def _variations(self, at: Tensor) -> Tensor:
-        return self._interpolation(at, self._up, self._down)
-
-    def _polynomials(self, at: Tensor) -> Tensor:
-        total = torch.zeros_like(at)
-        for coefficient in self._coefficients:
-            total = total * at + coefficient
-        return total
-
-
-class _Additions:
-    """Differences on rows: linear in the parameter and in one function of it."""
-
-    def __init__(self, differences: Sequence[tuple[int, int, float, float]], function: DifferenceInterpolation) -> None:
-        row, parameter, mean, gap = _transposed(differences, 4)
-        self.row, self.parameter = _index(row), _index(parameter)
-        self._mean, self._gap = _column(mean), _column(gap)
-        self._moving, self._of_moving = torch.unique(self.parameter, return_inverse=True)
-        self._function = function
-        self.any = bool(len(differences))
-
-    def add_to(self, contents: Tensor, values: Tensor) -> Tensor:
-        """Adds to contents `(n_rows, m)`."""
-        at = values[self._moving]
-        curved = self._function(at)
-        return contents.index_add(0, self.row, self._mean * at[self._of_moving] + self._gap * curved[self._of_moving])
-
-    def slopes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns rows and the derivatives of what is added to them."""
-        _, slope = _with_slope(self._function, values[self._moving])
-        return self.row, self._mean + self._gap * slope[self._of_moving]
-
-
-def _with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes an elementwise function and its derivative."""
-    with torch.enable_grad():
-        leaf = at.detach().requires_grad_()
-        value = function(leaf)
-        (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), slope
-
-
-def _product(factors: Sequence[Tensor], *, like: Tensor) -> Tensor:
-    product = torch.ones_like(like)
-    for factor in factors:
-        product = product * factor
-    return product
+    units: list[Tensor]
+    factors: list[Tensor]
+    others: list[Tensor]
+    """For each column the product of the factors in all others."""
+    product: Tensor
+    contents: Tensor
+    added: list[Tensor]
+    exponential: Tensor | None
+    yields: Tensor
 
 
 def _products_of_others(factors: Sequence[Tensor]) -> list[Tensor]:
     """For each factor the product of all others; no division, since a factor may be 0."""
     if not factors:
         return []
-    before = [torch.ones_like(factors[0])]
-    for factor in factors[:-1]:
-        before.append(before[-1] * factor)
-    after = torch.ones_like(factors[0])
-    products = []
-    for factor, ahead in zip(reversed(factors), reversed(before), strict=True):
-        products.append(ahead * after)
-        after = after * factor
-    return products[::-1]
+    one = torch.ones_like(factors[0])
+    before = list(itertools.accumulate(factors[:-1], torch.mul, initial=one))
+    after = list(itertools.accumulate(reversed(factors[1:]), torch.mul, initial=one))
+    return [b * a for b, a in zip(before, reversed(after), strict=True)]
 
 
-def _transposed(entries: Sequence[tuple[float, ...]], n: int) -> list[list[float]]:
-    return [list(column) for column in zip(*entries, strict=True)] or [[] for _ in range(n)]
-
-
-def _column(numbers: Sequence[float]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)[:, None]
-
-
-def _index(numbers: Sequence[float]) -> Tensor:
-    return torch.tensor([int(i) for i in numbers], dtype=torch.int64)
+def _joined(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds all pairs of positions at which two lists hold the same number."""
+    pairs = (left[:, None] == right).nonzero()
+    return pairs[:, 0], pairs[:, 1]

@@ -43,7 +43,7 @@ def code4(alpha: Tensor, up: Tensor, down: Tensor) -> Tensor:
     terms = (up, up * log_up, up * log_up**2, down, down * log_down, down * log_down**2)
     polynomial = one + sum(w * t for w, t in zip(weights, terms, strict=True))
     outside = torch.where(inside, 1.0, alpha)
-    return torch.where(inside, polynomial, torch.exp(outside.abs() * torch.where(alpha > 0, log_up, log_down)))
+    return torch.where(inside, polynomial, torch.exp(outside * torch.where(alpha > 0, log_up, -log_down)))
 
 
 def code4_weights(alpha: Tensor) -> tuple[Tensor, ...]:
@@ -71,18 +71,18 @@ def code4_weights(alpha: Tensor) -> tuple[Tensor, ...]:
 
 def code1(alpha: Tensor, up: Tensor, down: Tensor) -> Tensor:
     r"""Interpolates a factor: :math:`u^\alpha` from 0 upwards, :math:`d^{-\alpha}` below."""
-    return torch.exp(alpha.abs() * torch.where(alpha >= 0, up.log(), down.log()))
+    return torch.exp(alpha * torch.where(alpha >= 0, up.log(), -down.log()))
 
 
 def code4p(alpha: Tensor) -> Tensor:
     r"""Computes c of the difference :math:`\alpha\,(d_+ + d_-)/2 + c(\alpha)\,(d_+ - d_-)/2`; smooth inside ±1."""
     a2 = alpha * alpha
-    return torch.where(a2 <= 1, a2 * (15 + a2 * (3 * a2 - 10)) / 8, alpha.abs())
+    return torch.where(a2 <= 1, a2 * (15 + a2 * (3 * a2 - 10)) / 8, code0(alpha))
 
 
 def code0(alpha: Tensor) -> Tensor:
     r"""Computes c of the difference :math:`\alpha\,(d_+ + d_-)/2 + c(\alpha)\,(d_+ - d_-)/2`, with a kink at 0."""
-    return alpha.abs()
+    return torch.where(alpha >= 0, alpha, -alpha)
 
 
 FACTORS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType({"code1": code1, "code4": code4})

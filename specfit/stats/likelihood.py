@@ -108,6 +108,9 @@ class Likelihood(ABC):
             fixed. None leaves all of them free.
         data: Everything observed, shape `(n_data,)`, or `(m, n_data)` for toys.
         derivatives: How to differentiate `nll`; None differentiates it automatically.
+        priors: Centre and standard deviation of the constraint of each parameter, shape `(p, 2)`; the latter infinite
+            where there is none. None: nothing is constrained.
+        n_counts: How many entries of `data`, from the first, are counts of bins. None: all but one for each constraint.
 
     Raises:
         InputError: Names that repeat, or shapes or bounds that do not fit them.
@@ -122,6 +125,8 @@ class Likelihood(ABC):
         data: ArrayLike,
         bounds: ArrayLike | None = None,
         derivatives: Derivatives | None = None,
+        priors: ArrayLike | None = None,
+        n_counts: int | None = None,
     ) -> None:
         self.parameter_names = tuple(parameter_names)
         self.n_poi = n_poi
@@ -130,6 +135,10 @@ class Likelihood(ABC):
         self.bounds = free if bounds is None else as_float64(bounds, "bounds")
         self.data = as_float64(data, "data")
         self.derivatives = AutomaticDerivatives(self.nll) if derivatives is None else derivatives
+        none = torch.tensor([0.0, torch.inf], dtype=torch.float64).expand(self.n_parameters, 2)
+        self.priors = none if priors is None else as_float64(priors, "priors")
+        n_constraints = int(self.constrained.sum())
+        self.n_counts = self.data.shape[-1] - n_constraints if n_counts is None else n_counts
         self._check()
 
     @abstractmethod
@@ -147,6 +156,11 @@ class Likelihood(ABC):
     @abstractmethod
     def with_data(self, data: Tensor) -> Likelihood:
         """Returns the same model with other observations, of the form of `data`."""
+
+    @property
+    def constrained(self) -> Tensor:
+        """Which parameters have a constraint of their own, shape `(p,)`."""
+        return self.priors[:, 1].isfinite()
 
     @property
     def n_parameters(self) -> int:

@@ -3,9 +3,9 @@ r"""StatisticalModel: the likelihood of a workspace, binned and unbinned channel
 .. math:: -\ln L = \sum_b [\nu_b - n_b \ln \nu_b] + \sum_u \Big[\sum_c T_{uc} - \sum_i w_{ui} \ln r_{ui}\Big]
     + \sum_k \tfrac12 \Big(\frac{a_k - \theta_k}{\sigma_k}\Big)^2 + \sum_l [\tau_l \theta_l - a_l \ln \tau_l \theta_l]
 
-with constants such that data which the model meets exactly give 0 (for unbinned channels: at the initial values). Bins b
-are those of all binned channels, u counts unbinned channels; the sums on the second line are the constraints with their
-auxiliary measurements a.
+with constants such that data which the model meets exactly give 0 (for unbinned channels: at the initial values). Bins
+b are those of all binned channels, u counts unbinned channels; the sums on the second line are the constraints with
+their auxiliary measurements a.
 
 Conventions: `nll` is :math:`-\ln L` with :math:`\alpha^2/2`; `twice_nll` is :math:`-2\ln L` with :math:`\alpha^2`, for
 whatever the document says in `errordef`, and errors come out the same from both. Interpolations are `code4` for factors
@@ -13,8 +13,8 @@ and `code4p` for differences, as pyhf's command line takes them; `pyhf.Workspace
 and `code0`. `data` holds the counts of the binned channels in the order of the document, the weights of the events of
 the unbinned ones, the Gaussian and then the Poisson auxiliary measurements.
 
-Expected weights of an event are its own, scaled by :math:`r_i(\theta) / r_i(\theta_0)` with the initial values: those of
-a simulated sample are then what the model expects, and toys repeat its events, each a Poisson number of times.
+Expected weights of an event are its own, scaled by :math:`r_i(\theta) / r_i(\theta_0)` with the initial values: those
+of a simulated sample are then what the model expects, and toys repeat its events, each a Poisson number of times.
 
 Source: K. Cranmer et al., HistFactory, CERN-OPEN-2012-016; ATLAS, arXiv:2412.01600 (unbinned channels).
 """
@@ -26,14 +26,14 @@ __all__ = ["StatisticalModel"]
 import copy
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from specfit.errors import InputError
-from specfit.stats.compilation import EventChannel, compile_workspace
+from specfit.stats.compilation import CompiledModel, EventChannel, compile_workspace
 from specfit.stats.likelihood import AutomaticDerivatives, Derivatives, Likelihood
 from specfit.stats.poisson import poisson_nll, poisson_normalisation
 from specfit.stats.unbinned import EventTerm
@@ -81,6 +81,8 @@ class StatisticalModel(Likelihood):
             bounds=self.compiled.bounds,
             data=self._observed(),
             derivatives=_WorkspaceDerivatives(self),
+            priors=_priors(self.compiled),
+            n_counts=self.compiled.n_bins,
         )
 
     def nll(self, values: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ class StatisticalModel(Likelihood):
         flat = values.reshape(-1, self.n_parameters)
         at = flat.T  # (p, m)
         outputs = self.compiled.expectation.outputs(at)
-        total = poisson_nll(self._counts, outputs[: self.compiled.n_bins]).sum(0) + self._constraint(at)
+        total = poisson_nll(self.counts, outputs[: self.compiled.n_bins]).sum(0) + self._constraint(at)
         for channel, term, offset in zip(self.compiled.events, self._terms, self._offsets, strict=True):
             yields = outputs[channel.outputs]
             total = total + yields.sum(0) + term(_phi(channel, yields, at).T) + offset
@@ -102,7 +104,7 @@ class StatisticalModel(Likelihood):
         gaussian = self.compiled.constraints.sigmas.log().sum() + 0.5 * math.log(2 * math.pi) * len(
             self.compiled.constraints.sigmas
         )
-        counts = poisson_normalisation(self._counts).sum(0) + poisson_normalisation(self._auxiliary_counts).sum(0)
+        counts = poisson_normalisation(self.counts).sum(0) + poisson_normalisation(self.count_measurements).sum(0)
         return self.nll(values) + (counts + gaussian).reshape(self.data.shape[:-1])
 
     def expected(self, values: Tensor) -> Tensor:
@@ -169,26 +171,29 @@ class StatisticalModel(Likelihood):
 
     def _constraint(self, at: Tensor) -> Tensor:
         constraints = self.compiled.constraints
-        pulls = (at[constraints.normal] - self._auxiliary_normal) / constraints.sigmas[:, None]
+        pulls = (at[constraints.normal] - self.normal_measurements) / constraints.sigmas[:, None]
         expected = constraints.taus[:, None] * at[constraints.poisson]
-        return pulls.square().sum(0) / 2 + poisson_nll(self._auxiliary_counts, expected).sum(0)
+        return pulls.square().sum(0) / 2 + poisson_nll(self.count_measurements, expected).sum(0)
 
     @property
     def _columns(self) -> Tensor:
         """Data with the batch last, shape `(n_data, 1)` or `(n_data, m)`."""
-        return torch.atleast_2d(self.data).T
+        return self.data.reshape(-1, self.data.shape[-1]).T
 
     @property
-    def _counts(self) -> Tensor:
+    def counts(self) -> Tensor:
+        """Counts of the bins, the batch last: shape `(n_bins, 1)`, or `(n_bins, m)` for toys."""
         return self._columns[: self.compiled.n_bins]
 
     @property
-    def _auxiliary_normal(self) -> Tensor:
+    def normal_measurements(self) -> Tensor:
+        """Gaussian auxiliary measurements, the batch last."""
         first = self.data.shape[-1] - len(self.compiled.constraints.observed)
         return self._columns[first : first + len(self.compiled.constraints.normal)]
 
     @property
-    def _auxiliary_counts(self) -> Tensor:
+    def count_measurements(self) -> Tensor:
+        """Poisson auxiliary measurements, the batch last."""
         return self._columns[self.data.shape[-1] - len(self.compiled.constraints.poisson) :]
 
     @functools.cached_property
@@ -224,13 +229,24 @@ class StatisticalModel(Likelihood):
         return weights
 
 
+def _priors(compiled: CompiledModel) -> Tensor:
+    """Centres and widths of the constraints; a count with mean tau times theta knows theta to one over root tau."""
+    priors = torch.tensor([0.0, torch.inf], dtype=torch.float64).repeat(len(compiled.names), 1)
+    constraints = compiled.constraints
+    centres = torch.cat([torch.ones_like(constraints.sigmas), constraints.taus])
+    numbers = torch.cat([constraints.normal, constraints.poisson])
+    priors[numbers, 0] = constraints.observed / centres
+    priors[numbers, 1] = torch.cat([constraints.sigmas, constraints.taus**-0.5])
+    return priors
+
+
 def _phi(channel: EventChannel, yields: Tensor, at: Tensor) -> Tensor:
     """Yields and variations of an unbinned channel, shape `(n_samples + n_variations, m)`."""
     return torch.cat([yields, at[list(channel.variations)]])
 
 
 class _WorkspaceDerivatives(Derivatives):
-    """Derivatives by autograd; the matrix that sets the steps of binned fits in closed form."""
+    """Derivatives in closed form; the events of unbinned channels add theirs through autograd."""
 
     def __init__(self, model: StatisticalModel) -> None:
         self._model = model
@@ -238,13 +254,11 @@ class _WorkspaceDerivatives(Derivatives):
 
     def gradient(self, values: Tensor) -> Tensor:
         """First derivatives, shape `(*, p)`."""
-        if self._model.compiled.events:
-            return self._automatic.gradient(values)
-        return self._binned(values)[0]
+        return self._automatic.gradient(values) if self._model.compiled.events else self._binned(values, "none")[0]
 
     def hessian(self, values: Tensor) -> Tensor:
         """Second derivatives, shape `(*, p, p)`."""
-        return self._automatic.hessian(values)
+        return self._automatic.hessian(values) if self._model.compiled.events else self._binned(values, "exact")[1]
 
     def hvp(self, values: Tensor, vector: Tensor) -> Tensor:
         """Hessian times `vector`, both of shape `(*, p)`."""
@@ -254,31 +268,43 @@ class _WorkspaceDerivatives(Derivatives):
         """Gradient and Fisher information, which is never negative; with events, the Hessian itself."""
         if self._model.compiled.events:
             return self.gradient(values), self.hessian(values)
-        return self._binned(values)
+        return self._binned(values, "fisher")
 
-    def _binned(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def preconditioner(self, values: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """Inverse of the Fisher information; None where it cannot be inverted."""
+        if self._model.compiled.events:
+            return None
+        _, matrix = self._binned(values, "fisher")
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        return None if info else lambda vector: torch.cholesky_solve(vector[:, None], lower)[:, 0]
+
+    def _binned(self, values: Tensor, second: Literal["none", "fisher", "exact"]) -> tuple[Tensor, Tensor]:
+        """Computes gradient and second derivatives of a model without events."""
         model, constraints = self._model, self._model.compiled.constraints
         at = values.detach().reshape(-1, model.n_parameters).T
         expected, jacobian = model.compiled.expectation.jacobian(at)  # (b, m), (b, p, m)
-        residual, weight = _poisson_slopes(model._counts, expected)
-        by_toy = jacobian.permute(2, 0, 1)  # (m, b, p)
-        gradient = (residual.T[:, None] @ by_toy)[:, 0]  # (m, p)
-        matrix = by_toy.mT @ (by_toy * weight.T[..., None])
-        pulls = (at[constraints.normal] - model._auxiliary_normal) / constraints.sigmas[:, None] ** 2
-        gradient[:, constraints.normal] += pulls.T
+        slope, weight = _poisson_slopes(model.counts, expected, exact=second == "exact")
+        by_toy = jacobian.permute(2, 0, 1).contiguous()  # (m, b, p)
+        pulls = (at[constraints.normal] - model.normal_measurements) / constraints.sigmas[:, None] ** 2
         means = constraints.taus[:, None] * at[constraints.poisson]
-        slope, curvature = _poisson_slopes(model._auxiliary_counts, means)
-        gradient[:, constraints.poisson] += (slope * constraints.taus[:, None]).T
+        pull, curvature = _poisson_slopes(model.count_measurements, means, exact=second == "exact")
+        gradient = (slope.T[:, None] @ by_toy)[:, 0]  # (m, p)
+        gradient[:, constraints.normal] += pulls.T
+        gradient[:, constraints.poisson] += (pull * constraints.taus[:, None]).T
+        if second == "none":
+            return gradient.reshape(values.shape), gradient
         diagonal = torch.zeros_like(gradient)
         diagonal[:, constraints.normal] = constraints.sigmas**-2
         diagonal[:, constraints.poisson] += (curvature * constraints.taus[:, None] ** 2).T
-        matrix += torch.diag_embed(diagonal)
-        shape = values.shape[:-1]
-        return gradient.reshape(values.shape), matrix.reshape(*shape, *matrix.shape[1:])
+        matrix = by_toy.mT @ (by_toy * weight.T[..., None]) + torch.diag_embed(diagonal)
+        if second == "exact":
+            matrix += model.compiled.expectation.weighted_hessian(at, slope).permute(2, 0, 1)
+        return gradient.reshape(values.shape), matrix.reshape(*values.shape[:-1], *matrix.shape[1:])
 
 
-def _poisson_slopes(observed: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """First derivative of a Poisson term in its mean, and the Fisher information; 1 and 0 for an impossible mean."""
+def _poisson_slopes(observed: Tensor, expected: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+    """First and second derivative of a Poisson term in its mean (or the Fisher information); 1, 0 where impossible."""
     possible = expected > 0
     mean = torch.where(possible, expected, 1.0)
-    return torch.where(possible, 1 - observed / mean, 1.0), torch.where(possible, 1 / mean, 0.0)
+    second = observed / mean**2 if exact else 1 / mean
+    return torch.where(possible, 1 - observed / mean, 1.0), torch.where(possible, second, 0.0)

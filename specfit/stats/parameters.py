@@ -210,7 +210,7 @@ def _configured(group: ParameterGroup, setting: Parameter | None) -> ParameterGr
         "scales": setting.sigmas if group.constraint == "normal" else setting.factors,
         "fixed": None if setting.fixed is None else [setting.fixed] * n,
     }
-    changes = {name: tuple(value) for name, value in wanted.items() if value is not None}
+    changes: dict[str, Any] = {name: tuple(value) for name, value in wanted.items() if value is not None}
     for name, value in changes.items():
         if group.constraint == "free" and name in ("centres", "scales"):
             raise InputError(f"workspace: parameter {group.name!r} has no constraint, so it takes no auxdata or sigmas")

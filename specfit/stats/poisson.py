@@ -32,4 +32,5 @@ def poisson_nll(observed: Tensor, expected: Tensor) -> Tensor:
 
 def poisson_normalisation(observed: Tensor) -> Tensor:
     r"""Computes what `poisson_nll` lacks to the negative logarithm of the Poisson probability: :math:`-\ln P(n; n)`."""
-    return observed - torch.special.xlogy(observed, observed) + torch.lgamma(observed + 1)
+    entropy: Tensor = torch.special.xlogy(observed, observed)
+    return observed - entropy + torch.lgamma(observed + 1)

@@ -3,7 +3,8 @@ r"""Unbinned channels: density ratios of events in an extended likelihood.
 With :math:`T_c` the expected events of sample c, :math:`R_{ci} = p_c(x_i)/p_\mathrm{ref}(x_i)` the density ratio of
 event i and :math:`g` the interpolation `code4` of its variations,
 
-.. math:: -\ln L = \sum_c T_c - \sum_i w_i \ln r_i, \qquad r_i = \sum_c T_c R_{ci} \prod_s g(\alpha_s; u_{cis}, d_{cis}).
+.. math:: -\ln L = \sum_c T_c - \sum_i w_i \ln r_i, \qquad
+    r_i = \sum_c T_c R_{ci} \prod_s g(\alpha_s; u_{cis}, d_{cis}).
 
 The weights :math:`w_i` are the data: 1 for an observed event, the expected events that a simulated one stands for, or
 how often it came in a toy. Events of weight zero cost nothing.
@@ -75,17 +76,22 @@ class EventTerm:
 
     def __init__(self, table: EventTable, weights: Tensor) -> None:
         self.table = table
-        self._parts = [_with_weight(table, row) for row in torch.atleast_2d(weights)]
+        self._parts = [_with_weight(table, row) for row in weights.reshape(-1, weights.shape[-1])]
 
     def __call__(self, phi: Tensor) -> Tensor:
         r"""Computes :math:`-\sum_i w_i \ln r_i` for each row of `phi`; shape `(m,)`."""
         parts = self._parts * len(phi) if len(self._parts) == 1 else self._parts
-        return torch.stack([_EventSum.apply(row, part) for row, part in zip(phi, parts, strict=True)])
+        return torch.stack([_apply(_EventSum, row, part) for row, part in zip(phi, parts, strict=True)])
 
     def ratio(self, phi: Tensor) -> Tensor:
         """Computes r of every event at one point `phi`, shape `(n_events,)`."""
         parts = _over_chunks(self.table.n_events, lambda piece: _Chunk(self.table, piece, phi, order=0).ratio)
         return torch.cat(parts)
+
+
+def _apply(function: Any, *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)
+    return result
 
 
 class _Part(NamedTuple):
@@ -111,9 +117,9 @@ class _EventSum(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         phi, gradient = ctx.saved_tensors
-        return grad * _EventGradient.apply(phi, gradient, ctx.part), None
+        return grad * _apply(_EventGradient, phi, gradient, ctx.part), None
 
 
 class _EventGradient(torch.autograd.Function):
@@ -125,7 +131,7 @@ class _EventGradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         if ctx.hessian is None:  # the same for every row of a Hessian
             ctx.hessian = _hessian(ctx.saved_tensors[0], ctx.part)
         return ctx.hessian @ grad, None, None
@@ -174,7 +180,7 @@ class _Factor:
             terms = torch.stack([up, up * log_up, up * log_up**2, down, down * log_down, down * log_down**2])
             one, weights = _weights(alpha, order)
             # One matrix product gives the value and all derivatives of every sample: (order + 1, samples * chunk).
-            self._values = (weights @ terms.flatten(1) + one).unflatten(1, up.shape)
+            self._values = (weights @ terms.flatten(1) + one).reshape(-1, *up.shape)
         else:
             log = up.log() if alpha > 0 else -down.log()
             value = torch.exp(alpha * log)
@@ -190,7 +196,7 @@ class _Factor:
 
 
 def _weights(alpha: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """Weights of the polynomial of `code4` and of its derivatives: of 1 `(order + 1, 1)`, of the terms `(order + 1, 6)`."""
+    """Weights of `code4` and of its derivatives: of the number one `(order + 1, 1)`, of the terms `(order + 1, 6)`."""
     with torch.enable_grad():
         leaf = alpha.detach().requires_grad_()
         rows = [torch.stack(code4_weights(leaf))]
