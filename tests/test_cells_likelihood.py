@@ -107,8 +107,7 @@ def differences(function, x, step=1e-5):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize(("weighted", "seed"), [(True, 3), (False, 4)])
 def test_gradient_and_hessian_are_finite_differences(weighted, seed):
     likelihood = everything(weighted=weighted)
     x = point(likelihood, seed)

@@ -82,6 +82,13 @@ class ArrowDerivatives(Derivatives):
         """Hessian times `vector`, both of shape `(*, p)`."""
         return self._rows(lambda expansion, v: expansion.hessian.matvec(v), values, vector)
 
+    def curvature(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient `(*, p)` and Hessian `(*, p, p)`, computed together."""
+        if values.ndim == 1 and self._observed.counts.ndim == 1:
+            expansion = self.expand(values)
+            return expansion.gradient, expansion.hessian.to_dense()
+        return self.gradient(values), self.hessian(values)
+
     def preconditioner(self, values: Tensor) -> Callable[[Tensor], Tensor] | None:
         """The inverse Hessian itself, made positive, at values `(p,)`."""
         return self.expand(values).hessian.factorize().solve

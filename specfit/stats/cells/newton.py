@@ -30,6 +30,8 @@ FIRST_DAMPING, LARGEST_DAMPING = 1e-3, 1e12
 ROUNDING = 1e-12
 # Cells alone are fitted to this distance to the minimum a parameter before all is fitted together.
 ROUGH = 1e-4
+# So often a point with a flat direction may look like the minimum before it is taken for one.
+PATIENCE = 3
 # An expectation of this share of the largest is at its lower end.
 NEAR_ZERO = 1e-6
 # Curvatures below this have no scale of their own.
@@ -104,17 +106,18 @@ class _Search:
         """Searches from a point."""
         values, last, edm = start.clone(), False, torch.tensor(torch.inf)
         problem = f"stopped after {max_iterations} iterations; raise max_iterations or add priors"
-        iterations = 0
+        iterations = near = 0
         while iterations < max_iterations:
             iterations += 1
             expansion = self.likelihood.expand(values, dense=not self.is_apart)
             scale = self.scale(values, expansion)
-            _, edm, lifted = self.direction(expansion, scale)
+            step, edm, lifted = self.direction(expansion, scale)
             if last or not edm.isfinite():
                 problem = "" if last else "the likelihood is not finite there; start elsewhere"
                 break
-            moved = self.descend(values, expansion, scale)
-            last = float(edm) < tolerance and not lifted
+            moved = self.descend(values, expansion, scale, step)
+            near = near + 1 if float(edm) < tolerance else 0
+            last = near > 0 and (not lifted or near == PATIENCE)
             if moved is None:
                 problem = "" if float(edm) < 1e3 * tolerance else self.why_stuck(values)
                 break
@@ -140,12 +143,11 @@ class _Search:
         step = -factor.solve(gradient)
         return scale * step, -(gradient @ step) / 2, bool(factor.lifted.any())
 
-    def descend(self, values: Tensor, expansion: Expansion, scale: Tensor) -> Tensor | None:
+    def descend(self, values: Tensor, expansion: Expansion, scale: Tensor, step: Tensor) -> Tensor | None:
         """Goes down one step, raising the damping until it does; None if no step does."""
         before = self._booked(values)
         slack = ROUNDING * (1 + float(before.abs().sum()))
         while True:
-            step, _, _ = self.direction(expansion, scale)
             step = self._limited(step, values)
             for share in SHARES:
                 trial = self._within(values + share * step)
@@ -159,6 +161,7 @@ class _Search:
             self._stiffen(rise > 0)
             if (self.damping > LARGEST_DAMPING).any():
                 return None
+            step, _, _ = self.direction(expansion, scale)
 
     def _each_cell(self, values: Tensor, trial: Tensor, *, refused: Tensor) -> Tensor | None:
         """Lets every cell accept or refuse its own step; None if none can move any more."""

@@ -110,18 +110,18 @@ class LogNormal(Systematic):
     ) -> None:
         self.name, self.processes, self.channels, self.constrained = name, processes, channels, constrained
         self.symmetrize, self.cells = _checked(symmetrize, name), tuple(split_names(cells))
-        pair: tuple[float, ...]
-        pair = (size, 1 / size if size else math.inf) if isinstance(size, int | float) else tuple(size)
-        if len(pair) != 2 or not all(0 < ratio < math.inf for ratio in pair):
+        factors: tuple[float, ...] = (size,) if isinstance(size, int | float) else tuple(size)
+        if len(factors) not in (1, 2) or not all(0 < ratio < math.inf for ratio in factors):
             raise InputError(f"{name}: a factor above 0 or a pair (up, down) is expected, {size!r} came")
-        self.up, self.down = float(pair[0]), float(pair[1])
+        self.log_up = math.log(factors[0])
+        self.log_down = self.log_up if len(factors) == 1 else -math.log(factors[1])
 
     def bind(self, channels: Sequence[Channel]) -> list[Variation]:
         """Looks up channels and processes."""
         variations = []
         for channel, process in self._targets(channels):
             ones = torch.ones(channel.n_bins, dtype=torch.float64)
-            up, down = ones * math.log(self.up), ones * -math.log(self.down)
+            up, down = ones * self.log_up, ones * self.log_down
             for name, shift, asymmetric in _split(self.name, up, down, self.symmetrize):
                 variations.append(
                     Variation(
