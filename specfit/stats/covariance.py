@@ -1,8 +1,8 @@
 r"""Covariance from the exact Hessian, and the directions that data leave open.
 
 A direction in which :math:`-\ln L` is flat (two norms that only enter as a product, a nuisance of an empty channel)
-makes the Hessian singular. Then the covariance is that of all other directions, parameters in the open one get an infinite
-variance, and the direction is named.
+makes the Hessian singular. Then the covariance is that of all other directions, parameters in the open one get an
+infinite variance, and the direction is named.
 """
 
 from __future__ import annotations

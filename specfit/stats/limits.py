@@ -7,9 +7,9 @@ What to use when:
 - `cls`: the p-values of one strength.
 - `discovery`: the significance of an excess over the model without signal.
 
-Conventions: the statistic of a limit is :math:`\tilde q_\mu` (0 for :math:`\hat\mu > \mu`; :math:`\hat\mu < 0` counts as
-0), that of a discovery :math:`q_0`. Expectations come from Asimov data at :math:`\mu = 0` (for a discovery at 1) with the
-other parameters fitted to the data. Toys draw the auxiliary measurements too.
+Conventions: the statistic of a limit is :math:`\tilde q_\mu` (0 for :math:`\hat\mu > \mu`; :math:`\hat\mu < 0` counts
+as 0), that of a discovery :math:`q_0`. Expectations come from Asimov data at :math:`\mu = 0` (for a discovery at 1)
+with the other parameters fitted to the data. Toys draw the auxiliary measurements too.
 
 Sources: G. Cowan, K. Cranmer, E. Gross, O. Vitells, arXiv:1007.1727, eqs. 12, 16, 59 to 66; A. L. Read, J. Phys. G 28
 (2002) 2693 (CLs).
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 __all__ = ["Discovery", "PValues", "UpperLimit", "cls", "discovery", "upper_limit"]
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -78,8 +79,8 @@ class UpperLimit:
         """Writes the limit and its expectation."""
         low2, low, median, high, high2 = self.expected
         return (
-            f"{self.parameter} < {self.observed:.5g} at {100 * self.level:g} % CLs ({self.method}); expected {median:.5g}"
-            f" [{low:.5g}, {high:.5g}] (1 sigma) [{low2:.5g}, {high2:.5g}] (2 sigma)"
+            f"{self.parameter} < {self.observed:.5g} at {100 * self.level:g} % CLs ({self.method}); "
+            f"expected {median:.5g} [{low:.5g}, {high:.5g}] (1 sigma) [{low2:.5g}, {high2:.5g}] (2 sigma)"
         )
 
 
@@ -304,9 +305,7 @@ class _Test:
 
 def _moved(best: FitResult, without: ManyFits, nll: float) -> FitResult:
     """The best fit of the Asimov data, known without a fit."""
-    from dataclasses import replace
-
-    return replace(best, values=without.values[0], nll=nll)
+    return dataclasses.replace(best, values=without.values[0], nll=nll)
 
 
 def _p_values(root_q: float, root_a: float) -> tuple[float, float, float]:

@@ -6,8 +6,8 @@ What to use when:
 - `contour`: the same for two parameters, on a grid;
 - `minos`: only where the curve crosses one standard deviation (or more), on both sides, to many digits.
 
-Conventions: curves are :math:`2 \Delta \ln L`, 1 at one standard deviation of one parameter. Points of a curve are fitted
-together. The statistics-only curve holds every constrained parameter at its best value.
+Conventions: curves are :math:`2 \Delta \ln L`, 1 at one standard deviation of one parameter. Points of a curve are
+fitted together. The statistics-only curve holds every constrained parameter at its best value.
 
 Sources: F. James, M. Roos, Comput. Phys. Commun. 10 (1975) 343 (MINOS); G. Cowan et al., arXiv:1007.1727, eq. 7.
 """
