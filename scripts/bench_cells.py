@@ -2,8 +2,8 @@
 
 A peak with a free norm and an exponential with free size and slope in every cell, 60 systematics that all cells share:
 172 800 bins, 8700 parameters. `fit_cells` gives the best fit and the exact uncertainty of every parameter. Minuit fits
-some of the same cells, each alone and without systematics (numpy, its own numerical gradients), and is scaled up to all;
-the product does the same beside it. `dense` inverts the Hessian of the large fit as a full matrix. Then toys: pulls of
+some of the same cells, each alone and without systematics (numpy, its own numerical gradients), scaled up to all; the
+product does the same beside it. `dense` inverts the Hessian of the large fit as a full matrix. Then toys: pulls of
 every parameter of a smaller model whose cells share slopes and a systematic.
 
     python scripts/bench_cells.py
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--events", type=float, default=600.0, help="signal events a cell (default: %(default)s)")
     parser.add_argument("--dense", action="store_true", help="also invert the full matrix (minutes, gigabytes)")
     options = parser.parse_args(arguments)
-    simulated = simulate(CELLS, events=options.events, seed=options.seed)
+    simulated = simulate(CELLS, events=options.events, seed=options.seed, n_systematics=N_SYSTEMATICS)
     results = {"large": _large(simulated, dense=options.dense)}
     print_table("172 800 bins, 60 shared systematics", [results["large"]])
     results["cells_alone"] = _beside_minuit(simulated, n_cells=options.minuit)
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def simulate(cells: tuple[int, ...], *, events: float, seed: int) -> Simulated:
+def simulate(cells: tuple[int, ...], *, events: float, seed: int, n_systematics: int = 0) -> Simulated:
     """Draws a truth and counts."""
     random = np.random.default_rng(seed)
     shape = (*cells, 1)
@@ -88,7 +88,11 @@ def simulate(cells: tuple[int, ...], *, events: float, seed: int) -> Simulated:
     }
     signal = random.uniform(0.5, 1.5, shape) * events * PEAK
     background = np.full((*cells, N_MASS), events / N_MASS)
-    mean = signal * truth["norm"] + background * truth["lnAmpl"] * np.exp(truth["slope"] * X)
+    varied = np.ones_like(signal)
+    if n_systematics:  # each at a value of its own, as in nature
+        values = random.normal(0, 1, n_systematics)
+        varied = np.exp(sum(value * _variation(k, cells[0]) for k, value in enumerate(values)))
+    mean = signal * varied * truth["norm"] + background * truth["lnAmpl"] * np.exp(truth["slope"] * X)
     counts = random.poisson(mean).astype(float)
     templates = {"signal": _histogram(signal), "background": _histogram(background)}
     channel = Channel.of("z", templates, data=_histogram(counts), signals=["signal"])
@@ -131,9 +135,8 @@ def _dense(found: CellFit) -> dict[str, Any]:
 
 
 def _beside_minuit(simulated: Simulated, *, n_cells: int) -> list[dict[str, Any]]:
-    likelihood = CellLikelihood([simulated.channel], _model())
     begin = time.perf_counter()
-    found = fit_cells(likelihood)
+    found = fit_cells(CellLikelihood([simulated.channel], _model()))
     ours = time.perf_counter() - begin
     n_all = int(np.prod(CELLS))
     which = np.linspace(0, n_all - 1, n_cells).astype(int)
@@ -200,16 +203,16 @@ def _model() -> Composite:
 
 
 def _systematics(simulated: Simulated) -> list[Shape]:
-    eta = np.linspace(0, np.pi, CELLS[0])[:, None, None, None]
     return [
-        Shape(
-            f"systematic{k}",
-            "z",
-            "signal",
-            simulated.signal * np.exp(0.02 * np.cos((k + 1) * eta) * np.cos((k % 7 + 1) * X)),
-        )
+        Shape(f"systematic{k}", "z", "signal", simulated.signal * np.exp(_variation(k, CELLS[0])))
         for k in range(N_SYSTEMATICS)
     ]
+
+
+def _variation(k: int, n_eta: int) -> np.ndarray:
+    """Returns the logarithm of what systematic k does, shape `(n_eta, 1, 1, n_mass)`."""
+    eta = np.linspace(0, np.pi, n_eta)[:, None, None, None]
+    return 0.02 * np.cos((k + 1) * eta) * np.cos((k % 7 + 1) * X)
 
 
 def _pulls(found: CellFit, simulated: Simulated) -> dict[str, tuple[float, float]]:

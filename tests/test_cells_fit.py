@@ -32,6 +32,7 @@ from specfit.stats.cells import (
     write_histograms,
 )
 from specfit.stats.fitting import fit
+from specfit.stats.profile import scan
 
 N_MASS = 30
 X = np.arange(N_MASS) / (N_MASS - 1)
@@ -121,6 +122,22 @@ def test_the_generic_fit_and_dense_algebra_agree():
     names = ["slope_background_eta1", "lumi"]
     which = [likelihood.index(name) for name in names]
     assert_allclose(found.covariance(names), inverse[which][:, which], rtol=1e-8, atol=1e-12)
+
+
+def test_a_result_goes_on_to_the_generic_inference():
+    channel, _, _ = simulated(2, 1, background=60.0)
+    model = Composite(Mu(), AxisExp("z", "background", "mass", "pt,eta"))
+    likelihood = CellLikelihood([channel], model, [LogNormal("lumi", 1.03, "signal")])
+    found, generic = fit_cells(likelihood).to_fit_result(), fit(likelihood)
+    assert_allclose(found.covariance, generic.covariance, rtol=1e-6, atol=1e-10)
+    assert found.value("mu_signal") == pytest.approx(generic.value("mu_signal"), rel=1e-7)
+    assert not found.fixed.any()
+    sigma = found.uncertainty("mu_signal")
+    moved = fit_cells(likelihood, fixed={"mu_signal": found.value("mu_signal") + sigma})
+    assert moved.nll - found.nll == pytest.approx(0.5, rel=0.1)
+    assert moved.to_fit_result().fixed.tolist() == [name == "mu_signal" for name in found.parameter_names]
+    curve = scan(likelihood, "mu_signal", points=[found.value("mu_signal") + sigma], statistical=False).curve
+    assert curve.item() == pytest.approx(2 * (moved.nll - found.nll), rel=1e-6)
 
 
 def test_a_strength_shared_by_all_cells_is_in_the_border():

@@ -18,9 +18,12 @@ from torch import Tensor
 from specfit.stats.cells.arrow import ArrowMatrix
 from specfit.stats.cells.assembly import Assembly, CompiledChannel
 from specfit.stats.cells.bins import BinDerivatives, Bins
-from specfit.stats.cells.samples import Sample, SampleDerivatives
+from specfit.stats.cells.samples import SampleDerivatives
 from specfit.stats.cells.structure import Structure
 from specfit.stats.likelihood import AutomaticDerivatives, Derivatives
+
+# So many bins are worked on at a time where each has a row for every systematic: they stay in the processor's cache.
+BINS_AT_A_TIME = 2048
 
 
 class Expansion(NamedTuple):
@@ -225,32 +228,47 @@ def _add_dense(
     rank: Tensor,
 ) -> None:
     """Adds what systematics of whole templates do, among themselves and with the parameters of the tables."""
-    samples = channel.samples
-    by_kind = {}  # whether exact -> derivative of its events by the border, (n, g)
-    for e in set(exact):
-        by_kind[e] = torch.zeros(channel.channel.n_bins, len(sums.border), dtype=torch.float64)
-    for sample, m, e in zip(samples, moved, exact, strict=True):
-        by_kind[e][:, rank[sample.theta]] += m.multiplied[:, None] * m.log_slope
-        by_kind[e][:, rank[sample.theta_added]] += sample.added
-    bent = {}  # F'' times those derivatives, for events of each kind
+    for first in range(0, channel.channel.n_bins, BINS_AT_A_TIME):
+        here = slice(first, first + BINS_AT_A_TIME)
+        part = [m.of_bins(here) for m in moved]
+        bent = _add_border(sums, channel, part, exact, BinDerivatives(*(x[here] for x in curve)), rank, here)
+        for sample, m, e, slope in zip(channel.samples, part, exact, slopes, strict=True):
+            _add_sample(sums, sample.table[here], m, slope[here], bent[e], rank[sample.theta])
+
+
+def _add_border(
+    sums: _Sums,
+    channel: CompiledChannel,
+    moved: list[SampleDerivatives],
+    exact: list[bool],
+    curve: BinDerivatives,
+    rank: Tensor,
+    here: slice,
+) -> dict[bool, Tensor]:
+    """Adds F'' of the border; returns F'' times the derivatives by the border for events of each kind, `(n, g)`."""
+    by_kind = {e: moved[0].events.new_zeros(len(moved[0].events), len(sums.border)) for e in set(exact)}
+    for sample, m, e in zip(channel.samples, moved, exact, strict=True):
+        by_kind[e].index_add_(1, rank[sample.theta], m.multiplied[:, None] * m.log_slope)
+        by_kind[e].index_add_(1, rank[sample.theta_added], sample.added[here])
+    bent = {}
     for e in by_kind:
         parts = [_between(curve, e, other)[:, None] * jacobian for other, jacobian in by_kind.items()]
         bent[e] = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
         sums.border.add_(by_kind[e].T @ (curve.by_y0 if e else curve.by_y))
         sums.corner.add_(by_kind[e].T @ bent[e])
-    for sample, m, e, slope in zip(samples, moved, exact, slopes, strict=True):
-        _add_sample(sums, sample, m, slope, bent[e], rank[sample.theta])
+    return bent
 
 
-def _add_sample(sums: _Sums, sample: Sample, m: SampleDerivatives, slope: Tensor, bent: Tensor, theta: Tensor) -> None:
+def _add_sample(sums: _Sums, table: Tensor, m: SampleDerivatives, slope: Tensor, bent: Tensor, theta: Tensor) -> None:
+    """Adds F' of the border for one sample, and what the border and its table do together."""
     pull = slope * m.multiplied
     sums.corner[theta[:, None], theta] += m.log_slope.T @ (pull[:, None] * m.log_slope)
     if m.log_curvature is not None:
         sums.corner[theta, theta] += pull @ m.log_curvature
-    for i in range(sample.table.shape[-1]):
+    for i in range(table.shape[-1]):
         rows = m.first[:, i, None] * bent  # (n, g)
-        rows[:, theta] += (slope * m.first[:, i])[:, None] * m.log_slope
-        sums.cross.index_add_(0, sample.table[:, i], rows)
+        rows.index_add_(1, theta, (slope * m.first[:, i])[:, None] * m.log_slope)
+        sums.cross.index_add_(0, table[:, i], rows)
 
 
 def _between(curve: BinDerivatives, exact: bool, other: bool) -> Tensor:

@@ -19,6 +19,7 @@ from specfit.io.files import replacing
 from specfit.stats.cells.likelihood import CellLikelihood
 from specfit.stats.cells.newton import Minimum, minimize
 from specfit.stats.cells.parameters import Meaning, match
+from specfit.stats.fit_result import FitResult
 
 # A raw parameter known no better than this is not determined by the data.
 UNDETERMINED = 1e3
@@ -82,6 +83,28 @@ class CellFit:
         which = torch.tensor([i for pattern in patterns for i in match(pattern, self.parameter_names)])
         columns = m.factor.inverse_columns(which)  # (p, n)
         return m.scale[which, None] * columns[which] * m.scale[which]
+
+    def to_fit_result(self) -> FitResult:
+        """Returns what `specfit.stats.fit` returns, with the covariance of all parameters as a full matrix."""
+        low, high = self.likelihood.bounds.unbind(-1)
+        fixed = (self.minimum.scale == 0) & (self.values > low) & (self.values < high) | (low == high)
+        covariance = self.covariance()
+        unknown = [self.likelihood.index(name) for name in self.undetermined]
+        covariance[unknown, unknown] = torch.inf
+        return FitResult(
+            parameter_names=self.parameter_names,
+            n_poi=self.likelihood.n_poi,
+            values=self.values,
+            covariance=covariance,
+            nll=self.nll,
+            edm=self.edm,
+            converged=self.converged,
+            message=self.message,
+            fixed=fixed,
+            at_limit=~fixed & ((self.values <= low) | (self.values >= high)),
+            n_steps=self.iterations,
+            method="newton",
+        )
 
     def __getitem__(self, name: str) -> tuple[float, float]:
         """Returns the physical value and uncertainty of one parameter."""

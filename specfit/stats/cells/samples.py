@@ -42,6 +42,18 @@ class SampleDerivatives(NamedTuple):
     log_curvature: Tensor | None
     """Its second derivative, shape `(n, g)`; None for 0."""
 
+    def of_bins(self, which: slice) -> SampleDerivatives:
+        """Takes some of the bins."""
+        curvature = None if self.log_curvature is None else self.log_curvature[which]
+        return SampleDerivatives(
+            self.events[which],
+            self.multiplied[which],
+            self.first[which],
+            self.second[which],
+            self.log_slope[which],
+            curvature,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
