@@ -104,13 +104,13 @@ def assemble(
         renumbered.append(Term(term.channel, term.process, where[term.parameters], term.factor, term.bins))
     ordered = sorted(channels, key=lambda channel: channel.masked)
     starts = torch.tensor([parameter.start for parameter in parameters], dtype=torch.float64)
-    compiled = tuple(_compile(channel, renumbered, whole, place, starts) for channel in ordered)
+    compiled = tuple(_compile(channel, renumbered, whole, place=place, starts=starts) for channel in ordered)
     dense = torch.tensor([place[p.name] for p in _nuisances(whole)], dtype=torch.long)
     return Assembly(tuple(parameters), compiled, dense)
 
 
 def _compile(
-    channel: Channel, terms: Sequence[Term], whole: Sequence[Variation], place: Mapping[str, int], starts: Tensor
+    channel: Channel, terms: Sequence[Term], whole: Sequence[Variation], *, place: Mapping[str, int], starts: Tensor
 ) -> CompiledChannel:
     samples = []
     for process, template in channel.templates.items():

@@ -160,6 +160,26 @@ class _Sums(NamedTuple):
     border: Tensor  # (n_border,), gradient of dense ones
 
 
+class _Moved(NamedTuple):
+    """How the bins of a channel move."""
+
+    samples: list[SampleDerivatives]
+    """One for each process."""
+    exact: list[bool]
+    """Whether its template is known without error."""
+    curve: BinDerivatives
+    """Derivatives of -ln L by the events of each kind."""
+
+    def slopes(self) -> list[Tensor]:
+        """First derivative of -ln L by the events of each process, shape `(n,)`."""
+        return [self.curve.by_y0 if e else self.curve.by_y for e in self.exact]
+
+    def of_bins(self, which: slice) -> _Moved:
+        """Takes some of the bins."""
+        curve = BinDerivatives(*(part[which] for part in self.curve))
+        return _Moved([sample.of_bins(which) for sample in self.samples], self.exact, curve)
+
+
 def _add_channel(
     sums: _Sums,
     channel: CompiledChannel,
@@ -170,40 +190,31 @@ def _add_channel(
     rank: Tensor | None,
     data: tuple[Tensor, Tensor],
 ) -> None:
-    moved = [sample.derivatives(values) for sample in channel.samples]
+    samples = [sample.derivatives(values) for sample in channel.samples]
     exact = [sample.variances is None for sample in channel.samples]
     zero = torch.zeros(channel.channel.n_bins, dtype=torch.float64)
-    y = sum((m.events for m, e in zip(moved, exact, strict=True) if not e), zero)
-    y0 = sum((m.events for m, e in zip(moved, exact, strict=True) if e), zero)
-    curve = bins.derivatives(y, y0, *data)
-    slopes = [curve.by_y0 if e else curve.by_y for e in exact]
-    _add_tables(sums, channel, target, moved, exact, curve, slopes)
+    y = sum((m.events for m, e in zip(samples, exact, strict=True) if not e), zero)
+    y0 = sum((m.events for m, e in zip(samples, exact, strict=True) if e), zero)
+    moved = _Moved(samples, exact, bins.derivatives(y, y0, *data))
+    _add_tables(sums, channel, target, moved)
     if rank is not None and len(sums.border):
-        _add_dense(sums, channel, moved, exact, curve, slopes, rank)
+        _add_dense(sums, channel, moved, rank)
 
 
-def _add_tables(
-    sums: _Sums,
-    channel: CompiledChannel,
-    target: Tensor,
-    moved: list[SampleDerivatives],
-    exact: list[bool],
-    curve: BinDerivatives,
-    slopes: list[Tensor],
-) -> None:
+def _add_tables(sums: _Sums, channel: CompiledChannel, target: Tensor, moved: _Moved) -> None:
     """Adds what the parameters of the tables do, among themselves."""
-    first = torch.cat([m.first for m in moved], -1)  # (n, k)
-    if not first.shape[-1]:
+    widths = [m.first.shape[-1] for m in moved.samples]
+    if not sum(widths):
         return
-    slope = torch.cat([s[:, None].expand_as(m.first) for s, m in zip(slopes, moved, strict=True)], -1)
+    first, slopes = torch.cat([m.first for m in moved.samples], -1), moved.slopes()  # (n, k)
+    slope = torch.cat([s[:, None].expand(-1, k) for s, k in zip(slopes, widths, strict=True)], -1)
     sums.gradient.index_add_(0, channel.table.reshape(-1), (slope * first).reshape(-1))
-    is_exact = torch.tensor([e for e, m in zip(exact, moved, strict=True) for _ in range(m.first.shape[-1])])
-    hessian = _weights(curve, is_exact) * first[:, :, None] * first[:, None, :]  # (n, k, k)
+    is_exact = torch.tensor([e for e, k in zip(moved.exact, widths, strict=True) for _ in range(k)])
+    hessian = _weights(moved.curve, is_exact) * first[:, :, None] * first[:, None, :]  # (n, k, k)
     place = 0
-    for s, m in zip(slopes, moved, strict=True):
-        own = slice(place, place + m.first.shape[-1])
-        hessian[:, own, own] += s[:, None, None] * m.second
-        place = own.stop
+    for s, m, k in zip(slopes, moved.samples, widths, strict=True):
+        hessian[:, place : place + k, place : place + k] += s[:, None, None] * m.second
+        place += k
     sums.store.index_add_(0, target, hessian.reshape(-1))
 
 
@@ -218,57 +229,54 @@ def _weights(curve: BinDerivatives, is_exact: Tensor) -> Tensor:
     return kinds[which].permute(2, 0, 1)
 
 
-def _add_dense(
-    sums: _Sums,
-    channel: CompiledChannel,
-    moved: list[SampleDerivatives],
-    exact: list[bool],
-    curve: BinDerivatives,
-    slopes: list[Tensor],
-    rank: Tensor,
-) -> None:
+def _add_dense(sums: _Sums, channel: CompiledChannel, moved: _Moved, rank: Tensor) -> None:
     """Adds what systematics of whole templates do, among themselves and with the parameters of the tables."""
     for first in range(0, channel.channel.n_bins, BINS_AT_A_TIME):
         here = slice(first, first + BINS_AT_A_TIME)
-        part = [m.of_bins(here) for m in moved]
-        bent = _add_border(sums, channel, part, exact, BinDerivatives(*(x[here] for x in curve)), rank, here)
-        for sample, m, e, slope in zip(channel.samples, part, exact, slopes, strict=True):
-            _add_sample(sums, sample.table[here], m, slope[here], bent[e], rank[sample.theta])
+        part = moved.of_bins(here)
+        jacobian = _jacobians(channel, part, rank, here, n_border=len(sums.border))
+        bent = _add_border(sums, part.curve, jacobian)
+        for sample, m, e, slope in zip(channel.samples, part.samples, part.exact, part.slopes(), strict=True):
+            rows = _add_sample(sums, m, slope, rank[sample.theta], bent=bent[e])
+            for i, row in enumerate(rows):
+                sums.cross.index_add_(0, sample.table[here, i], row)
 
 
-def _add_border(
-    sums: _Sums,
-    channel: CompiledChannel,
-    moved: list[SampleDerivatives],
-    exact: list[bool],
-    curve: BinDerivatives,
-    rank: Tensor,
-    here: slice,
+def _jacobians(
+    channel: CompiledChannel, moved: _Moved, rank: Tensor, here: slice, *, n_border: int
 ) -> dict[bool, Tensor]:
+    """Returns the derivatives by the border of all exact (True) and all simulated (False) events, `(n, g)` each."""
+    n = len(moved.curve.by_y)
+    jacobian = {e: torch.zeros(n, n_border, dtype=torch.float64) for e in set(moved.exact)}
+    for sample, m, e in zip(channel.samples, moved.samples, moved.exact, strict=True):
+        jacobian[e].index_add_(1, rank[sample.theta], m.multiplied[:, None] * m.log_slope)
+        jacobian[e].index_add_(1, rank[sample.theta_added], sample.added[here])
+    return jacobian
+
+
+def _add_border(sums: _Sums, curve: BinDerivatives, jacobian: dict[bool, Tensor]) -> dict[bool, Tensor]:
     """Adds F'' of the border; returns F'' times the derivatives by the border for events of each kind, `(n, g)`."""
-    by_kind = {e: moved[0].events.new_zeros(len(moved[0].events), len(sums.border)) for e in set(exact)}
-    for sample, m, e in zip(channel.samples, moved, exact, strict=True):
-        by_kind[e].index_add_(1, rank[sample.theta], m.multiplied[:, None] * m.log_slope)
-        by_kind[e].index_add_(1, rank[sample.theta_added], sample.added[here])
     bent = {}
-    for e in by_kind:
-        parts = [_between(curve, e, other)[:, None] * jacobian for other, jacobian in by_kind.items()]
+    for e in jacobian:
+        parts = [_between(curve, e, other)[:, None] * one for other, one in jacobian.items()]
         bent[e] = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-        sums.border.add_(by_kind[e].T @ (curve.by_y0 if e else curve.by_y))
-        sums.corner.add_(by_kind[e].T @ bent[e])
+        sums.border.add_(jacobian[e].T @ (curve.by_y0 if e else curve.by_y))
+        sums.corner.add_(jacobian[e].T @ bent[e])
     return bent
 
 
-def _add_sample(sums: _Sums, table: Tensor, m: SampleDerivatives, slope: Tensor, bent: Tensor, theta: Tensor) -> None:
-    """Adds F' of the border for one sample, and what the border and its table do together."""
+def _add_sample(sums: _Sums, m: SampleDerivatives, slope: Tensor, theta: Tensor, *, bent: Tensor) -> list[Tensor]:
+    """Adds F' of the border for one sample; returns what the border does with each column of its table, `(n, g)`."""
     pull = slope * m.multiplied
-    sums.corner[theta[:, None], theta] += m.log_slope.T @ (pull[:, None] * m.log_slope)
+    # Two variations of one sample may have the same nuisance, hence the accumulation.
+    sums.corner.index_put_((theta[:, None], theta), m.log_slope.T @ (pull[:, None] * m.log_slope), accumulate=True)
     if m.log_curvature is not None:
-        sums.corner[theta, theta] += pull @ m.log_curvature
-    for i in range(table.shape[-1]):
-        rows = m.first[:, i, None] * bent  # (n, g)
-        rows.index_add_(1, theta, (slope * m.first[:, i])[:, None] * m.log_slope)
-        sums.cross.index_add_(0, table[:, i], rows)
+        sums.corner.index_put_((theta, theta), pull @ m.log_curvature, accumulate=True)
+    rows = []
+    for column in m.first.T:
+        row = column[:, None] * bent
+        rows.append(row.index_add_(1, theta, (slope * column)[:, None] * m.log_slope))
+    return rows
 
 
 def _between(curve: BinDerivatives, exact: bool, other: bool) -> Tensor:
