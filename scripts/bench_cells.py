@@ -64,8 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dense", action="store_true", help="also invert the full matrix (minutes, gigabytes)")
     options = parser.parse_args(arguments)
     simulated = simulate(CELLS, events=options.events, seed=options.seed, n_systematics=N_SYSTEMATICS)
-    results = {"large": _large(simulated, dense=options.dense)}
-    print_table("172 800 bins, 60 shared systematics", [results["large"]])
+    results: dict[str, Any] = {}
+    found, row = _large(simulated)
+    results["large"], results["pulls"] = [row], _pulls(found, simulated)
+    print_table("172 800 bins, 60 shared systematics", results["large"])
+    print_table("Its pulls on the simulated truth, over the cells", results["pulls"])
+    if options.dense:
+        results["dense"] = [_dense(found)]
+        print_table("Uncertainties from the full matrix and from its blocks", results["dense"])
     results["cells_alone"] = _beside_minuit(simulated, n_cells=options.minuit)
     print_table(
         f"The same cells without systematics, beside Minuit on {options.minuit} of them", results["cells_alone"]
@@ -99,13 +105,13 @@ def simulate(cells: tuple[int, ...], *, events: float, seed: int, n_systematics:
     return Simulated(channel, signal, background, counts, {key: value[..., 0] for key, value in truth.items()})
 
 
-def _large(simulated: Simulated, *, dense: bool) -> dict[str, Any]:
+def _large(simulated: Simulated) -> tuple[CellFit, dict[str, Any]]:
     begin = time.perf_counter()
     likelihood = CellLikelihood([simulated.channel], _model(), _systematics(simulated))
     built = time.perf_counter()
     found = fit_cells(likelihood)
     done = time.perf_counter()
-    row = {
+    return found, {
         "parameters": likelihood.n_parameters,
         "bins": len(likelihood.counts(likelihood.initial_values)),
         "build_s": built - begin,
@@ -115,11 +121,6 @@ def _large(simulated: Simulated, *, dense: bool) -> dict[str, Any]:
         "converged": found.converged,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
-    for stem, (mean, spread) in _pulls(found, simulated).items():
-        row[f"{stem}_pull"] = f"{mean:+.3f} {spread:.3f}"
-    if dense:
-        row |= _dense(found)
-    return row
 
 
 def _dense(found: CellFit) -> dict[str, Any]:
@@ -215,15 +216,15 @@ def _variation(k: int, n_eta: int) -> np.ndarray:
     return 0.02 * np.cos((k + 1) * eta) * np.cos((k % 7 + 1) * X)
 
 
-def _pulls(found: CellFit, simulated: Simulated) -> dict[str, tuple[float, float]]:
+def _pulls(found: CellFit, simulated: Simulated) -> list[dict[str, Any]]:
     """Returns mean and spread of (fit - truth) / error over the cells, for each kind of parameter."""
-    n, answer = int(np.prod(CELLS)), {}
+    n, rows = int(np.prod(CELLS)), []
     for i, (stem, truth) in enumerate(simulated.truth.items()):
         part = slice(i * n, (i + 1) * n)
         raw = {"norm": np.sqrt, "lnAmpl": np.log, "slope": np.asarray}[stem](truth.reshape(-1))
         pulls = (found.values[part] - torch.from_numpy(raw)) / found.uncertainties[part]
-        answer[stem] = pulls.mean().item(), pulls.std().item()
-    return answer
+        rows.append({"parameter": stem, "mean": pulls.mean().item(), "spread": pulls.std().item()})
+    return rows
 
 
 def _histogram(values: np.ndarray) -> hist.Hist[Any]:

@@ -28,6 +28,8 @@ SHARES = (1.0, 0.25, 0.0625)
 FIRST_DAMPING, LARGEST_DAMPING = 1e-3, 1e12
 # A rise of the likelihood by this share of it is rounding.
 ROUNDING = 1e-12
+# So many cells are first fitted alone, with what they share held.
+MANY_CELLS = 16
 # Cells alone are fitted to this distance to the minimum a parameter before all is fitted together.
 ROUGH = 1e-4
 # So often a point with a flat direction may look like the minimum before it is taken for one.
@@ -72,7 +74,8 @@ def minimize(
     in_border = torch.zeros_like(fixed)
     in_border[likelihood.structure.border] = True
     cells = _Search(likelihood, fixed | in_border)
-    if not cells.fixed.all() and in_border.any():  # what cells share would else chase cells that are far off
+    # What many cells share would else chase cells that are far off.
+    if not cells.fixed.all() and in_border.any() and likelihood.structure.n_blocks >= MANY_CELLS:
         rough = cells.run(start, tolerance=ROUGH * cells.n_free, max_iterations=max_iterations)
         found = _Search(likelihood, fixed).run(rough.values, tolerance=tolerance, max_iterations=max_iterations)
         return found._replace(iterations=rough.iterations + found.iterations)
