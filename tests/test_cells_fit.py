@@ -1,7 +1,6 @@
 """Fits of cells against Minuit, dense algebra, simulated truth with pulls; starved cells; files; the command."""
 
 import json
-import subprocess
 import sys
 
 import hist
@@ -307,13 +306,13 @@ def test_toys_of_a_coupled_model_have_standard_pulls(rng):
     likelihood = CellLikelihood([channel], with_shapes("eta"), [LogNormal("lumi", 1.05, "signal")])
     truth = likelihood.initial_values
     pulls = []
-    for data in likelihood.sample(truth.expand(80, -1), rng=rng):
+    for data in likelihood.sample(truth.expand(40, -1), rng=rng):
         found = fit_cells(likelihood.with_data(data))
         assert found.converged
         pulls.append((found.values - truth) / found.uncertainties)
     pulls = torch.stack(pulls)
-    assert pulls.mean().abs() < 0.12
-    assert pulls.std().item() == pytest.approx(1.0, abs=0.09)
+    assert pulls.mean().abs() < 0.15
+    assert pulls.std().item() == pytest.approx(1.0, abs=0.12)
 
 
 def test_a_batch_is_refused():
@@ -372,16 +371,25 @@ def test_a_file_is_the_same_likelihood(folder):
     assert float(read.nll(at)) == pytest.approx(float(built.nll(at)), rel=1e-12)
 
 
-def run(*words):
-    return subprocess.run([sys.executable, "-m", "specfit.cli", *map(str, words)], capture_output=True, text=True)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line; returns its exit code and what it printed."""
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["specfit", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (end.value.code or 0, *capsys.readouterr())
+
+    return command
 
 
-def test_the_command_takes_repeated_models_in_the_grammar_of_the_seed(folder):
+def test_the_command_takes_repeated_models_in_the_grammar_of_the_seed(folder, run):
     words = ["--param-model", "AxisNormModel", "z", "signal", "pt,eta", "--param-model", "AxisExpModel", "z"]
     words += ["background", "mass", "eta,pt", "eta", "--prior", "slope_*=-1,2", "--out", folder / "fit.json", "--json"]
-    answer = run("fit", folder / "z.yaml", *words)
-    assert answer.returncode == 0, answer.stderr
-    printed = json.loads(answer.stdout)
+    code, out, said = run("fit", folder / "z.yaml", *words)
+    assert code == 0, said
+    printed = json.loads(out)
     assert printed == json.loads((folder / "fit.json").read_text())
     assert printed["converged"]
     model = Composite(AxisNorm("z", "signal", "pt,eta"), AxisExp("z", "background", "mass", "eta,pt", slope_axes="eta"))
@@ -391,18 +399,15 @@ def test_the_command_takes_repeated_models_in_the_grammar_of_the_seed(folder):
     assert (got["physical_value"], got["physical_uncertainty"]) == pytest.approx(expected["norm_signal_pt1_eta2"])
 
 
-def test_a_mistake_on_the_command_line_is_one_line(folder, monkeypatch, capsys):
+def test_a_mistake_on_the_command_line_is_one_line(folder, run):
     for words, message in (
         (["--param-model", "AxisNorm", "z", "signal", "phi"], "no axis 'phi'"),
         (["--param-model", "AxisNorm", "z"], "usage: AxisNorm channel processes axes"),
         (["--param-model"], "a name is expected first"),
         (["--prior", "slope_*"], "NAME=NUMBER,NUMBER is expected"),
     ):
-        monkeypatch.setattr(sys, "argv", ["specfit", "fit", str(folder / "z.yaml"), *words])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code == 2
-        said = capsys.readouterr().err
+        code, _, said = run("fit", folder / "z.yaml", *words)
+        assert code == 2
         assert message in said
         assert said.count("\n") == 1
 

@@ -312,6 +312,14 @@ def test_channels_check_their_histograms(channel, caplog):
         CellLikelihood([of_kinds], AxisExp("c", "s", "kind", "eta"))
 
 
+def test_only_a_weighted_storage_brings_variances():
+    values = np.array([4.0, 9.0])
+    plain, weighted = histogram(values, names=("x",)), histogram(values, values, names=("x",))
+    templates = Channel.of("c", {"plain": plain, "weighted": weighted}).templates
+    assert templates["plain"].variances is None
+    assert templates["weighted"].variances.tolist() == [4.0, 9.0]  # unweighted simulation: k is the count itself
+
+
 def test_the_grammar_of_the_seed(channel):
     model = parse_models(
         [

@@ -269,10 +269,17 @@ def _contents(histogram: Any, axes: tuple[Axis, ...], where: str) -> tuple[Tenso
     values = as_float64(np.asarray(histogram.values()), where).reshape(-1)
     if not values.isfinite().all():
         raise InputError(f"{where}: contents must be finite numbers")
+    variances = _variances(histogram)
+    return values, None if variances is None else as_float64(variances, where).reshape(-1)
+
+
+def _variances(histogram: Any) -> Any:
+    """Returns variances if the histogram keeps them; those that a plain count implies are not its own."""
     variances = histogram.variances() if hasattr(histogram, "variances") else None
-    if variances is None or np.array_equal(variances, histogram.values()):
-        return values, None
-    return values, as_float64(np.asarray(variances), where).reshape(-1)
+    storage = getattr(histogram, "storage_type", None)
+    if storage is not None:
+        return np.asarray(variances) if storage.__name__ == "Weight" else None
+    return None if variances is None or np.array_equal(variances, histogram.values()) else np.asarray(variances)
 
 
 def _listed(names: Mapping[str, Any]) -> str:

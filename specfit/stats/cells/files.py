@@ -176,7 +176,9 @@ def _renamed(histogram: Any, names: Sequence[str], place: str) -> Any:
     if len(names) != len(histogram.axes):
         raise InputError(f"{place}: {len(names)} axes are named, the histogram has {len(histogram.axes)}")
     axes = [_NamedAxis(axis, name) for axis, name in zip(histogram.axes, names, strict=True)]
-    return SimpleNamespace(axes=axes, values=histogram.values, variances=histogram.variances)
+    return SimpleNamespace(
+        axes=axes, values=histogram.values, variances=histogram.variances, storage_type=histogram.storage_type
+    )
 
 
 class _NamedAxis:
