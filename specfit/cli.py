@@ -201,14 +201,9 @@ def fit(
 
     Example: `specfit fit z.yaml --param-model AxisNorm mu sig pt,eta --param-model AxisExp mu bkg mass pt,eta eta`
     """
-    from specfit.stats import asimov as expected_data
-    from specfit.stats.cells import fit_cells, parse_assignments, parse_models, read_cells
+    from specfit.stats.cells.command import fit_file
 
-    models = parse_models(param_model, trusted=True) if param_model else None
-    priors = parse_assignments("--prior", prior or [], 2)
-    start = {name: value for name, (value,) in parse_assignments("--expect", expect or [], 1).items()}
-    likelihood = read_cells(model, model=models, priors=cast(Any, priors), start=start)
-    found = fit_cells(cast(Any, expected_data(likelihood)) if asimov else likelihood)
+    found = fit_file(model, param_models=param_model or [], priors=prior or [], expect=expect or [], asimov=asimov)
     if out is not None:
         found.save(out)
     print(json.dumps(found.summary(), indent=2) if as_json else found)
@@ -217,20 +212,12 @@ def fit(
 
 
 def _with_joined_words(arguments: list[str]) -> list[str]:
-    """Makes one value of the words after each `--param-model`, up to the next option."""
-    import shlex
+    """Makes one value of the words after each `--param-model`, which the parser cannot count."""
+    if "--param-model" not in arguments:
+        return arguments
+    from specfit.stats.cells.grammar import join_words
 
-    joined: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        joined.append(argument)
-        if argument == "--param-model":
-            words = []
-            while rest and not rest[0].startswith("-"):
-                words.append(rest.pop(0))
-            joined[-1] = f"--param-model={shlex.join(words)}"
-    return joined
+    return join_words(arguments)
 
 
 def _with_default_picture(arguments: list[str]) -> list[str]:

@@ -386,7 +386,7 @@ def run(monkeypatch, capsys):
 
 def test_the_command_takes_repeated_models_in_the_grammar_of_the_seed(folder, run):
     words = ["--param-model", "AxisNormModel", "z", "signal", "pt,eta", "--param-model", "AxisExpModel", "z"]
-    words += ["background", "mass", "eta,pt", "eta", "--prior", "slope_*=-1,2", "--out", folder / "fit.json", "--json"]
+    words += ["background", "mass", "eta,pt", "eta", "--prior=slope_*=-1,2", "--out", folder / "fit.json", "--json"]
     code, out, said = run("fit", folder / "z.yaml", *words)
     assert code == 0, said
     printed = json.loads(out)
@@ -397,6 +397,13 @@ def test_the_command_takes_repeated_models_in_the_grammar_of_the_seed(folder, ru
     assert list(printed["parameters"]) == list(expected.parameter_names)
     got = printed["parameters"]["norm_signal_pt1_eta2"]
     assert (got["physical_value"], got["physical_uncertainty"]) == pytest.approx(expected["norm_signal_pt1_eta2"])
+
+
+def test_the_command_can_fit_what_it_expects(folder, run):
+    words = ["--param-model", "AxisExp", "z", "background", "mass", "pt,eta", "--expect", "lnAmpl_*=1.7", "--asimov"]
+    code, out, said = run("fit", folder / "z.yaml", *words)
+    assert code == 0, said
+    assert out.count("exp: 1.7 +-") == 6
 
 
 def test_a_mistake_on_the_command_line_is_one_line(folder, run):

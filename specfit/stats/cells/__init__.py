@@ -47,7 +47,6 @@ __all__ = [
     "Template",
     "Term",
     "fit_cells",
-    "parse_assignments",
     "parse_models",
     "read_cells",
     "write_histograms",
@@ -58,7 +57,7 @@ from specfit.stats.cells.axis_models import AxisBernstein, AxisExp, AxisNorm
 from specfit.stats.cells.channels import Axis, Channel, Template
 from specfit.stats.cells.files import read_cells, write_histograms
 from specfit.stats.cells.fitting import CellFit, fit_cells
-from specfit.stats.cells.grammar import parse_assignments, parse_models
+from specfit.stats.cells.grammar import parse_models
 from specfit.stats.cells.likelihood import CellLikelihood
 from specfit.stats.cells.models import BoundModel, Composite, ParamModel, Term
 from specfit.stats.cells.parameters import Meaning, Parameter, Prior

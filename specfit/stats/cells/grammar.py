@@ -20,7 +20,7 @@ a model is the same text, or a mapping with `name` and the arguments of the clas
 
 from __future__ import annotations
 
-__all__ = ["MODELS", "parse_assignments", "parse_model", "parse_models"]
+__all__ = ["MODELS", "join_words", "parse_assignments", "parse_model", "parse_models"]
 
 import importlib
 import inspect
@@ -89,6 +89,25 @@ def parse_model(entry: str | Mapping[str, Any] | Sequence[str], *, trusted: bool
         else:
             positional.append(word)
     return _made(model, words[0], positional, keywords)
+
+
+def join_words(arguments: Sequence[str]) -> list[str]:
+    """Makes one argument of each `--param-model` and the words after it, up to the next option.
+
+    Example:
+        >>> join_words(["fit", "z.yaml", "--param-model", "AxisNorm", "muons", "signal", "pt", "--json"])
+        ['fit', 'z.yaml', '--param-model=AxisNorm muons signal pt', '--json']
+    """
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        joined.append(rest.pop(0))
+        if joined[-1] == "--param-model":
+            words = []
+            while rest and not rest[0].startswith("-"):
+                words.append(rest.pop(0))
+            joined[-1] = f"--param-model={shlex.join(words)}"
+    return joined
 
 
 def parse_assignments(option: str, texts: Sequence[str], n: int) -> dict[str, tuple[float, ...]]:
