@@ -195,3 +195,17 @@ def test_reproduce_talk_draws_and_measures_everything(script, run_folder, tmp_pa
     assert data["slope"] + fit["slope"] == pytest.approx(1.0)
     unfitted = [row for row in written["signals"] if row["rule"] == "no refit"]
     assert [row["masked_bins"] for row in unfitted] == [0] * len(unfitted)
+
+
+def test_bench_cells_recovers_what_it_simulated(script, json_of, monkeypatch):
+    bench = script("bench_cells")
+    monkeypatch.setattr(bench, "CELLS", (4, 3, 2))
+    bench.main(["--minuit", "2", "--toys", "5", "--dense", *json_of.option])
+    written = json_of()["results"]
+    assert written["large"][0]["parameters"] == 3 * 24 + 60
+    assert written["large"][0]["converged"]
+    assert written["dense"][0]["largest_difference"] < 1e-9
+    assert all(abs(row["mean"]) < 1 for row in written["pulls"])
+    beside = {row["method"]: row for row in written["cells_alone"]}
+    assert beside["Minuit, scaled"]["pull_off"] < 0.1
+    assert written["toys"][-2]["parameter"] == "all"

@@ -4,6 +4,8 @@ What to use when:
 
 - `Workspace`, `StatisticalModel`: channels, samples and modifiers in JSON, pyhf's or those of neural simulation-based
   inference, binned and unbinned side by side; `background_sample` brings a learned background into a channel.
+- `CellLikelihood` and the rest of `specfit.stats.cells`: n-dimensional histograms with parameters of their own in every
+  cell, thousands of them; `AxisNorm`, `AxisExp`, `AxisBernstein`, multiplied by `Composite`.
 - `Likelihood`: the interface; a model of your own needs four methods.
 - `fit`: the maximum with the exact covariance. `fit_many`: toys or points of a curve, all advancing together.
 - `scan`, `contour`, `minos`: profiles. `upper_limit`, `cls`, `discovery`: tests of a signal. `impacts`, `pulls`: what
@@ -18,7 +20,14 @@ from __future__ import annotations
 
 __all__ = [
     "AutomaticDerivatives",
+    "AxisBernstein",
+    "AxisExp",
+    "AxisNorm",
     "Blinded",
+    "CellFit",
+    "CellLikelihood",
+    "Channel",
+    "Composite",
     "ChannelYields",
     "Contour",
     "Derivatives",
@@ -43,6 +52,7 @@ __all__ = [
     "contour",
     "discovery",
     "fit",
+    "fit_cells",
     "fit_many",
     "goodness_of_fit",
     "impacts",
@@ -55,6 +65,16 @@ __all__ = [
 
 from specfit.stats.blinding import Blinded
 from specfit.stats.bridge import background_sample
+from specfit.stats.cells import (
+    AxisBernstein,
+    AxisExp,
+    AxisNorm,
+    CellFit,
+    CellLikelihood,
+    Channel,
+    Composite,
+    fit_cells,
+)
 from specfit.stats.fit_result import FitResult
 from specfit.stats.fitting import ManyFits, fit, fit_many
 from specfit.stats.goodness import GoodnessOfFit, goodness_of_fit, toys
