@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["Sample", "Yields"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from specfit.categories.cells import CellSums
 from specfit.categories.events import Events
+from specfit.categories.quadratic import QuadraticSums
 from specfit.errors import InputError
 
 
@@ -41,12 +42,14 @@ class Sample:
         weights: Shape `(n,)`.
         signals: Names of the signals.
         ends: Where the events of each signal, of the scaled and of the other background end.
+        mass: Shape `(n,)`, where the events have one.
     """
 
     features: Tensor
     weights: Tensor
     signals: tuple[str, ...]
     ends: tuple[int, ...]
+    mass: Tensor | None = None
 
     @classmethod
     def of(cls, events: Events, *, signals: Sequence[str], scaled: Sequence[str] | None = None) -> Sample:
@@ -68,7 +71,8 @@ class Sample:
         order = [role.nonzero()[:, 0] for role in roles]
         ends = torch.tensor([len(rows) for rows in order]).cumsum(0).tolist()
         rows = torch.cat(order)
-        return cls(events.features[rows], events.weights[rows], tuple(signals), tuple(ends))
+        mass = None if events.mass is None else events.mass[rows]
+        return cls(events.features[rows], events.weights[rows], tuple(signals), tuple(ends), mass)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -97,6 +101,16 @@ class Sample:
     def cells(self) -> CellSums:
         """The first feature sorted once, for exact sums around any boundary."""
         return CellSums.of(self.features[:, 0], self.table)
+
+    @cached_property
+    def squares(self) -> Sample:
+        """The same events with squared weights: their sums are the variances of the sums of this sample."""
+        return replace(self, weights=self.weights**2)
+
+    @cached_property
+    def quadratic(self) -> QuadraticSums:
+        """Monomials of the features, for memberships by Gaussians."""
+        return QuadraticSums.of(self.features, self.weights, self.columns)
 
     def hard_totals(self, category: Tensor, n_categories: int) -> Tensor:
         """Sums every column over the events of each category, shape `(n_columns, n_categories)`."""
@@ -136,4 +150,5 @@ class Sample:
             ends.append(ends[-1] + take)
         index = torch.cat(rows).to(self.weights.device)
         weights = self.weights[index] * torch.cat(factors).to(self.weights.device)
-        return Sample(self.features[index], weights, self.signals, tuple(ends[1:]))
+        mass = None if self.mass is None else self.mass[index]
+        return Sample(self.features[index], weights, self.signals, tuple(ends[1:]), mass)
