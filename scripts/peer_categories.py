@@ -1,5 +1,6 @@
-"""Times gato-hep and measures what it reaches; run by bench_categories.py with the interpreter of an environment of its
-own, because TensorFlow and torch need not share one.
+"""Times gato-hep and measures what it reaches; bench_categories.py runs it in an environment of its own.
+
+TensorFlow and torch need not share one.
 
     python -m venv gato && gato/bin/pip install gato-hep==0.2.1
     gato/bin/python scripts/peer_categories.py sigmoid 250 3 5      # one line of JSON for each number of bins

@@ -155,7 +155,9 @@ class _AsimovDeviance(torch.autograd.Function):
         r = signal / b
         log = torch.log1p(r)
         near = r < SERIES_BELOW / 10
-        value = torch.where(near, signal * r * (1 - r / 3 * (1 - r / 2 * (1 - 0.6 * r))), 2 * ((signal + b) * log - signal))
+        value = torch.where(
+            near, signal * r * (1 - r / 3 * (1 - r / 2 * (1 - 0.6 * r))), 2 * ((signal + b) * log - signal)
+        )
         by_background = torch.where(near, -(r**2) * (1 - r * (2 / 3 - r * (0.5 - 0.4 * r))), 2 * (log - r))
         ctx.save_for_backward(2 * log, by_background)
         return value

@@ -5,12 +5,14 @@ within `REACH` :math:`/ k` of the boundary need a sigmoid; to the right of them 
 events are summed in cells of width :math:`h` with :math:`k h \le 1/2`: about the centre :math:`c` of a cell the sigmoid
 is its Taylor series,
 
-.. math:: \sum_{i \in \text{cell}} w_i \sigma(k (x_i - b)) = \sum_{p < 8} \frac{(k h)^p}{p!} \sigma^{(p)}(k (c - b)) M_p,
-          \quad M_p = \sum_i w_i \left(\frac{x_i - c}{h}\right)^p,
+.. math:: \sum_{i \in \text{cell}} w_i \sigma(k (x_i - b))
+          = \sum_{p < 8} \frac{(k h)^p}{p!} \sigma^{(p)}(k (c - b)) M_p,
 
-so the price of a boundary does not depend on the number of events. Cells of twice the width inherit their moments. Where
-boundaries are so steep that they would need finer cells than `FINEST_LEVEL`, the few events around them are summed
-themselves.
+with moments :math:`M_p = \sum_i w_i ((x_i - c) / h)^p`, so the price of a boundary does not depend on the number of
+events.
+Cells of twice the width inherit their moments.
+Where boundaries are so steep that they would need finer cells than `FINEST_LEVEL`, the few events around them are
+summed themselves.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class CellSums:
         return self.tails[:, torch.searchsorted(self.x, boundaries)]
 
     def softly_right_of(self, boundaries: Tensor, steepness: float) -> Tensor:
-        """Sums :math:`w \\sigma(k (x - b))` for each boundary, shape `(n_columns, n_boundaries)`; differentiable in b."""
+        r"""Sums :math:`w \sigma(k (x - b))` for each boundary, shape `(n_columns, n_boundaries)`; has a gradient."""
         answer: Tensor = _SoftlyRight.apply(boundaries, steepness, self)  # type: ignore[no-untyped-call]
         return answer
 
@@ -107,7 +109,7 @@ class CellSums:
         # A window that sticks out repeats the empty cells at both ends.
         index = (cell.long()[:, None] + offset + 1).clamp(0, n_cells + 1)
         powers = torch.sigmoid(z)[..., None].expand(-1, -1, ORDERS + 1).cumprod(-1)
-        series = (powers @ _expansion(step, b.device)).unflatten(-1, (2, ORDERS))  # (m, window, 2, ORDERS)
+        series = (powers @ _expansion(step, b.device)).reshape(*z.shape, 2, ORDERS)  # (m, window, 2, ORDERS)
         sums = series.transpose(1, 2).flatten(2) @ level.moments[index].flatten(1, 2)  # (m, 2, n_columns)
         return (level.above[index[:, -1] + 1] + sums[:, 0]).T, -k * sums[:, 1].T
 
@@ -154,7 +156,7 @@ def _level_of(low: float, width: float, moments: Tensor) -> Level:
 
 
 def _merged(fine: Level) -> Level:
-    """Joins cells in pairs: seen from the new centre, a child lies a quarter of the new width aside and is half as wide."""
+    """Joins cells in pairs: seen from the new centre, a child lies a quarter width aside and is half as wide."""
     left, right = (fine.moments.new_tensor(_shift(side)) for side in (-0.25, 0.25))
     inside = fine.moments[1:-1]
     merged = torch.zeros_like(fine.moments[: len(inside) // 2 + 2])
@@ -165,7 +167,9 @@ def _merged(fine: Level) -> Level:
 @cache
 def _shift(side: float) -> list[list[float]]:
     """Computes what turns moments of t into moments of t / 2 + side."""
-    return [[math.comb(p, q) * 0.5**q * side ** (p - q) if q <= p else 0.0 for q in range(ORDERS)] for p in range(ORDERS)]
+    return [
+        [math.comb(p, q) * 0.5**q * side ** (p - q) if q <= p else 0.0 for q in range(ORDERS)] for p in range(ORDERS)
+    ]
 
 
 def _expansion(step: float, device: torch.device) -> Tensor:
@@ -176,7 +180,7 @@ def _expansion(step: float, device: torch.device) -> Tensor:
 
 @cache
 def _derivatives(device: torch.device) -> Tensor:
-    """Returns the coefficients of s, s^2 ... in sigma, sigma' ..., and those of the derivative of the series beside them.
+    """Returns the coefficients of s, s^2 ... in sigma, sigma' ..., and beside them those of the derivative.
 
     From ds/dz = s - s^2 the derivative of s^q is q s^q - q s^(q + 1).
     """

@@ -1,7 +1,7 @@
 r"""Mass windows: what a category holds under a resonance, estimated from its whole mass range.
 
-A resonance shows in a small window, where few simulated background events lie. With an exponential fitted to the mass of
-all background events of a category, the share of the exponential in the window times the yield of the category is a
+A resonance shows in a small window, where few simulated background events lie. With an exponential fitted to the mass
+of all background events of a category, the share of the exponential in the window times the yield of the category is a
 background with many times the events.
 
 What to use when: `fit="likelihood"` maximises the (unbinned, weighted) Poisson likelihood, which uses every event once;

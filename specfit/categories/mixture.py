@@ -2,7 +2,8 @@ r"""Gaussian mixture bins: categories in any number of dimensions, one Gaussian 
 
 An event at x belongs to category k with
 
-.. math:: \gamma_k(x) = \frac{[\pi_k \mathcal N(x; \mu_k, \Sigma_k)]^{1/T}}{\sum_l [\pi_l \mathcal N(x; \mu_l, \Sigma_l)]^{1/T}}
+.. math:: \gamma_k(x) = \frac{[\pi_k \mathcal N(x; \mu_k, \Sigma_k)]^{1/T}}
+                              {\sum_l [\pi_l \mathcal N(x; \mu_l, \Sigma_l)]^{1/T}}
 
 and in the end to the category where this is largest, whatever T: borders are pieces of conics. At T = 1 these are the
 responsibilities of the mixture; as T falls they become hard. T is read anew in every step, so annealing it acts.
@@ -130,7 +131,8 @@ class GaussianMixtureBins(Bins):
     def assign(self, features: Tensor) -> Tensor:
         """Returns the category of each event, shape `(n,)`."""
         features = self._check_features(features).double()
-        blocks = [self._log_densities(block).argmax(0) for block in features.split(BLOCK)]
+        parts = range(0, len(features), BLOCK)
+        blocks = [self._log_densities(features[first : first + BLOCK]).argmax(0) for first in parts]
         return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.int64, device=features.device)
 
     def soft_totals(self, sample: Sample) -> Tensor:
@@ -173,7 +175,8 @@ class GaussianMixtureBins(Bins):
         ball = math.pi ** (d / 2) / math.gamma(d / 2 + 1)
         if self.region == "simplex":
             return self.ends[0].new_full((d,), (1 / (math.factorial(d) * self.n_categories * ball)) ** (1 / d))
-        return (self.ends[1] - self.ends[0]) * (1 / (self.n_categories * ball)) ** (1 / d)
+        widths: Tensor = self.ends[1] - self.ends[0]
+        return widths.mul((1 / (self.n_categories * ball)) ** (1 / d))
 
     def _coefficients(self, center: Tensor) -> Tensor:
         """Computes the log densities as coefficients of the monomials of x - center."""

@@ -60,13 +60,13 @@ def geometric_mean(significances: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """What categories are optimised for.
+    r"""What categories are optimised for.
 
     Args:
         combine: Significances of the signals, shape `(n_signals,)`, to one number.
         least_background: Events of background that each category should hold.
         largest_uncertainty: Statistical uncertainty of the background of a category, relative to it, that is accepted.
-        background_strength: Strength of the penalty :math:`\\sum_k \\max(0, B_{min} - B_k)^2`.
+        background_strength: Strength of the penalty :math:`\sum_k \max(0, B_{min} - B_k)^2`.
         uncertainty_strength: Strength of the same penalty for the relative uncertainty.
         constrained: Both limits are kept exactly instead: of a training only states that respect them count.
         systematic: Relative systematic uncertainty of the background that the significance knows of.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Optimized", "optimize"]
+__all__ = ["Optimized", "evaluate_events", "optimize"]
 
 import copy
 import time
@@ -135,7 +135,8 @@ def optimize(
         done = start * epochs
         runs.append(_climb(candidate, task, lambda epoch, done=done: progress(done + epoch) if progress else None))  # type: ignore[misc]
     best = max(runs, key=lambda run: (run.reached.feasible or not goal.constrained, run.reached.combined))
-    test = None if unseen is None else task.evaluate(best.bins, arrange(unseen))
+    judge = partial(evaluate_events, best.bins, signals=signals, objective=goal, window=window)
+    test = None if unseen is None else judge(unseen.to(device))
     inside = None
     if window is not None:
         narrow = Sample.of(events.where(events.in_window(window.low, window.high)).to(device), signals=signals)
@@ -157,6 +158,28 @@ def optimize(
 _ADVICE = "no start kept the limits of the objective with {} categories; take fewer, loosen the limits or add restarts"
 
 
+def evaluate_events(
+    bins: Bins,
+    events: Events,
+    *,
+    signals: Sequence[str],
+    objective: Objective | None = None,
+    window: MassWindow | None = None,
+) -> Evaluation:
+    """Evaluates categories on events as an optimisation does, with the background in a mass window estimated.
+
+    Args:
+        bins: The categories.
+        events: All processes.
+        signals: Processes that are looked for.
+        objective: What is to be reached.
+        window: As in `optimize`.
+    """
+    sample = _arrange(events, signals=signals, window=window, device=events.weights.device)
+    goal = Objective() if objective is None else objective
+    return evaluate(bins, sample, goal, factors=_factors(bins, sample, window))
+
+
 @dataclass(frozen=True)
 class _Task:
     """What all starts share."""
@@ -172,16 +195,11 @@ class _Task:
     record_every: int
     rng: torch.Generator
 
-    def factors(self, bins: Bins, sample: Sample) -> Tensor | None:
-        """Estimates the share of each category's background that lies in the window."""
-        if self.window is None or sample.mass is None:
-            return None
-        part = sample.slices[len(sample.signals)]
-        category = bins.assign(sample.features[part])
-        return self.window.shares(sample.mass[part], sample.weights[part], category, bins.n_categories)
+    def factors(self, bins: Bins) -> Tensor | None:
+        return _factors(bins, self.sample, self.window)
 
-    def evaluate(self, bins: Bins, sample: Sample) -> Evaluation:
-        return evaluate(bins, sample, self.objective, factors=self.factors(bins, sample))
+    def evaluate(self, bins: Bins) -> Evaluation:
+        return evaluate(bins, self.sample, self.objective, factors=self.factors(bins))
 
 
 @dataclass(frozen=True)
@@ -205,12 +223,12 @@ def _climb(bins: Bins, task: _Task, progress: Callable[[int], None]) -> _Run:
         for group in optimizer.param_groups:
             group["lr"] = task.learning_rate(epoch, task.epochs)
         if task.window is not None and epoch % task.window.interval == 0:
-            factors = task.factors(bins, task.sample)
+            factors = task.factors(bins)
         state = parameters_to_vector(bins.parameters()).detach()
         for batch in _batches(task):
             yields = batch.yields(bins.soft_totals(batch), factors)
             optimizer.zero_grad()
-            task.objective.cost(yields).backward()
+            torch.autograd.backward(task.objective.cost(yields))
             optimizer.step()
         log.add(epoch, state, yields, factors, seconds=time.perf_counter() - begin)
         progress(epoch + 1)
@@ -241,7 +259,7 @@ class _Log:
     @torch.no_grad()
     def consider(self, epoch: int) -> None:
         bins, sample, goal = self.bins, self.task.sample, self.task.objective
-        factors = self.task.factors(bins, sample)
+        factors = self.task.factors(bins)
         hard = sample.yields(bins.hard_totals(sample), factors)
         soft = sample.yields(bins.soft_totals(sample), factors)
         combined = goal.combine(goal.significances(hard)).item()
@@ -269,10 +287,12 @@ class _Log:
             bias=torch.tensor([bias for _, _, bias in self.recorded], dtype=double),
         )
         bins = self.bins if self.best is None else self.best[1]
-        return _Run(bins, task.evaluate(bins, task.sample), history, sorted(self.seconds)[n // 2])
+        return _Run(bins, task.evaluate(bins), history, sorted(self.seconds)[n // 2])
 
 
-def _arrange(events: Events, *, signals: Sequence[str], window: MassWindow | None, device: str | torch.device) -> Sample:
+def _arrange(
+    events: Events, *, signals: Sequence[str], window: MassWindow | None, device: str | torch.device
+) -> Sample:
     """Arranges events; with a mass window, signals and backgrounds that are not scaled count in it only."""
     scaled = None
     if window is not None:
@@ -280,6 +300,15 @@ def _arrange(events: Events, *, signals: Sequence[str], window: MassWindow | Non
         scaled = background if window.scaled is None else list(window.scaled)
         events = events.where(events.of_process(scaled) | events.in_window(window.low, window.high))
     return Sample.of(events.to(device), signals=signals, scaled=scaled)
+
+
+def _factors(bins: Bins, sample: Sample, window: MassWindow | None) -> Tensor | None:
+    """Estimates which share of each category's background lies in the window."""
+    if window is None or sample.mass is None:
+        return None
+    part = sample.slices[len(sample.signals)]
+    category = bins.assign(sample.features[part])
+    return window.shares(sample.mass[part], sample.weights[part], category, bins.n_categories)
 
 
 def _batches(task: _Task) -> Iterable[Sample]:

@@ -35,6 +35,8 @@ def direct_totals(memberships: Callable[[Tensor], Tensor], sample: Sample) -> Te
         block = slice(first, first + BLOCK)
         columns, features = sample.table[:, block], sample.features[block]
         is_kept = torch.is_grad_enabled()
-        part = checkpoint(sum_block, features, columns, use_reentrant=False) if is_kept else sum_block(features, columns)
+        part = (
+            checkpoint(sum_block, features, columns, use_reentrant=False) if is_kept else sum_block(features, columns)
+        )
         totals = totals + part
     return totals

@@ -1,9 +1,9 @@
 r"""Sigmoid bins: rows of ordered boundaries whose steps are sigmoids, in one or several variables.
 
-With raw parameters :math:`r_1 \dots r_m` of a variable and :math:`p = \mathrm{softmax}(r_1, \dots, r_m, 0)`, boundary i lies
-at :math:`\text{low} + (\text{high} - \text{low}) \sum_{l \le i} p_l`: always in order, always inside. An event lies right
-of it with :math:`\sigma(k (x - b_i) / (\text{high} - \text{low}))`, so a steepness means the same on every axis. Values
-outside the range belong to the outer bins.
+With raw parameters :math:`r_1 \dots r_m` of a variable and :math:`p = \mathrm{softmax}(r_1, \dots, r_m, 0)`, boundary
+i lies at :math:`\text{low} + (\text{high} - \text{low}) \sum_{l \le i} p_l`: always in order, always inside. An event
+lies right of it with :math:`\sigma(k (x - b_i) / (\text{high} - \text{low}))`, so a steepness means the same on every
+axis. Values outside the range belong to the outer bins.
 """
 
 from __future__ import annotations

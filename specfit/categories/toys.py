@@ -134,7 +134,7 @@ def toy_diphoton(
 def _points(counts: dict[str, int], *, noise: float, seed: int) -> dict[str, np.ndarray]:
     if seed < 0 or min(counts.values()) < 1:
         raise InputError(f"toy: a seed from 0 upwards and an event of each process are expected, {seed}, {counts} came")
-    legacy = np.random.RandomState(seed)  # noqa: NPY002 (the stream of the published toy)
+    legacy = np.random.RandomState(seed)  # the stream of the published toy
     points = {
         name: np.random.default_rng(seed + i).multivariate_normal(MEANS[name], COVARIANCE, n)
         for i, (name, n) in enumerate(counts.items())
