@@ -11,8 +11,8 @@ is its Taylor series,
 with moments :math:`M_p = \sum_i w_i ((x_i - c) / h)^p`, so the price of a boundary does not depend on the number of
 events.
 Cells of twice the width inherit their moments.
-Where boundaries are so steep that they would need finer cells than `FINEST_LEVEL`, the few events around them are
-summed themselves.
+Where boundaries are so steep that they would need finer cells than `FINEST_LEVEL`, or there are few events in all,
+those around the boundaries are summed themselves.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ ORDERS = 8
 LARGEST_STEP = 1 / 2
 FINEST_LEVEL = 16
 """Cells on the range of the events, in powers of two."""
+# A minibatch of so few events is used once: to arrange it in cells would take longer than to sum it.
+FEW_EVENTS = 30_000
 
 
 class Level(NamedTuple):
@@ -86,8 +88,10 @@ class CellSums:
         if len(self.x) == 0:
             return (b.new_zeros(len(self.columns), len(b)),) * 2
         span = (self.x[-1] - self.x[0]).item()
-        level = math.ceil(math.log2(max(k * span / LARGEST_STEP, 1))) if span > 0 else FINEST_LEVEL + 1
-        return self._from_cells(b, k, self._level(level)) if level <= FINEST_LEVEL else self._from_events(b, k)
+        if len(self.x) < FEW_EVENTS or not span > 0 or k * span > LARGEST_STEP * 2**FINEST_LEVEL:
+            return self._from_events(b, k)
+        level = math.ceil(math.log2(max(k * span / LARGEST_STEP, 1)))
+        return self._from_cells(b, k, self._level(level))
 
     def _from_events(self, b: Tensor, k: float) -> tuple[Tensor, Tensor]:
         first, last = torch.searchsorted(self.x, torch.stack((b - REACH / k, b + REACH / k)))

@@ -73,7 +73,7 @@ class BumpHuntReport(Report):
         for k in range(result.n):
             name = f"{folder}/mass_spectra/category_{k}_mass"
             self._mass_spectrum(study, pages, category == k, name, scales=self.category_scales, n_bins=CATEGORY_BINS)
-        _draw_course(result, pages, folder)
+        _draw_course(result, pages, folder=folder, order=rank.argsort())
         if study.events.n_features == 2:
             self._draw_maps(study, result, pages, folder=folder, rank=rank)
         reached = study.on_all(result.bins)
@@ -122,10 +122,10 @@ class BumpHuntReport(Report):
         pages.written.append(plots.save_gif(frames, pages.folder / folder / f"boundary_evolution_{result.n}.gif"))
 
 
-def _draw_course(result: Result, pages: Pages, folder: str) -> None:
+def _draw_course(result: Result, pages: Pages, *, folder: str, order: Tensor) -> None:
     history, n = result.history, result.n
     # All of the continuum, not its share in the window.
-    continuum = (history.background / history.factors).numpy()
+    continuum = (history.background / history.factors)[:, order].numpy()
     names = [f"Cat. {i}" for i in range(n)]
     lines: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
         f"loss_{n}": (history.loss.numpy(), "Negative geometric mean significance", {}),
