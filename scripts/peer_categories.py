@@ -11,66 +11,57 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
+import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-
-import numpy as np
-import tensorflow as tf
-from gatohep import data_generation, models, utils
 
 WINDOW = (123.5, 126.5)
 SLOPES = (0.05, 0.04, 0.035, 0.03, 0.025)
 
 
-class Sigmoids(models.gato_sigmoid_model):
-    """The model of the 1-d example."""
-
-    def call(self, data: dict[str, Any]) -> Any:
-        """Computes the loss."""
-        return -self.get_differentiable_significance(data, signal_labels=["signal"])["signal"]
-
-
-class Mixture(models.gato_gmm_model):
-    """The model of the bump-hunt example; its data hold the signals in the mass window only."""
-
-    def call(self, data: dict[str, Any], factors: Any) -> Any:
-        """Computes the loss."""
-        z = self.get_differentiable_significance(
-            data, signal_labels=["signal1", "signal2"], background_reweight=factors
-        )
-        return -tf.sqrt(z["signal1"] * z["signal2"])
-
-
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one example for some numbers of bins and prints a line of JSON for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("example", choices=["sigmoid", "diphoton"])
+    parser.add_argument("epochs", type=int)
+    parser.add_argument("numbers", type=int, nargs="+", help="numbers of bins or categories")
+    options = parser.parse_args(arguments)
+    import tensorflow as tf
+
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    example, epochs, *numbers = arguments
-    run = {"sigmoid": run_sigmoid, "diphoton": run_diphoton}[example]
-    for result in run(int(epochs), [int(n) for n in numbers]):
+    run = {"sigmoid": run_sigmoid, "diphoton": run_diphoton}[options.example]
+    for result in run(options.epochs, options.numbers):
         print(json.dumps(result), flush=True)
 
 
 def run_sigmoid(epochs: int, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Trains on the 1-d toy with the settings of the example."""
+    import tensorflow as tf
+    from gatohep import data_generation, models, utils
+
     data = data_generation.generate_toy_data_1D(n_signal=100_000, n_bkg=300_000, seed=42)
     tensors = utils.df_dict_to_tensors(data)
     for n in numbers:
         tf.random.set_seed(0)
-        model = Sigmoids([{"name": "NN_output", "bins": n, "range": (0.0, 1.0)}], global_steepness=50.0)
+        variables = [{"name": "NN_output", "bins": n, "range": (0.0, 1.0)}]
+        model = models.gato_sigmoid_model(variables_config=variables, global_steepness=50.0)
         optimizer = tf.keras.optimizers.RMSprop(0.1)
         rates = utils.LearningRateScheduler(optimizer, lr_initial=0.1, lr_final=0.001, total_epochs=epochs)
         steepness = utils.SteepnessScheduler(
             model, t_initial=50.0, t_final=10_000.0, total_epochs=epochs, mode="cosine"
         )
-        step = _step(model, optimizer, lambda model=model: model.call(tensors))
+        z = partial(model.get_differentiable_significance, tensors, signal_labels=["signal"])
+        step = _step(model, optimizer, lambda z=z: -z()["signal"])
         times = []
         for epoch in range(epochs):
             rates.update(epoch)
@@ -85,6 +76,9 @@ def run_sigmoid(epochs: int, numbers: Sequence[int]) -> Iterator[dict[str, Any]]
 
 def run_diphoton(epochs: int, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Trains on the diphoton toy with the settings of the example."""
+    import tensorflow as tf
+    from gatohep import models, utils
+
     full = utils.generate_resonance_toy_data(
         n_signal1=100_000, n_signal2=100_000, n_bkg=1_000_000, mass_sigma=1.5, background_slopes=SLOPES
     )
@@ -95,12 +89,18 @@ def run_diphoton(epochs: int, numbers: Sequence[int]) -> Iterator[dict[str, Any]
         tensors[name]["weight"] = tensors[name]["weight"] * tf.cast(inside, tf.float32)
     for n in numbers:
         tf.random.set_seed(0)
-        model = Mixture(n_cats=n, dim=2, temperature=1.0, mean_norm="softmax", cov_offdiag_damping=0.1)
+        model = models.gato_gmm_model(n_cats=n, dim=2, temperature=1.0, mean_norm="softmax", cov_offdiag_damping=0.1)
         optimizer = tf.keras.optimizers.RMSprop(0.05)
         rates = utils.LearningRateScheduler(optimizer, lr_initial=0.05, lr_final=0.001, total_epochs=epochs)
         cooling = utils.TemperatureScheduler(model, t_initial=1.0, t_final=0.1, total_epochs=epochs, mode="cosine")
         factors = tf.Variable(np.ones(n, dtype=np.float32))
-        step = _step(model, optimizer, lambda model=model, factors=factors: model.call(tensors, factors))
+        z = partial(
+            model.get_differentiable_significance,
+            tensors,
+            signal_labels=["signal1", "signal2"],
+            background_reweight=factors,
+        )
+        step = _step(model, optimizer, lambda z=z: _minus_geometric_mean(z()))
         times = []
         for epoch in range(epochs):
             if epoch % 50 == 0:
@@ -119,7 +119,11 @@ def run_diphoton(epochs: int, numbers: Sequence[int]) -> Iterator[dict[str, Any]
         yield {"n": n, "ms": 1e3 * float(np.median(times)), **_in_window(model, tensors, data, n)}
 
 
-def _in_window(model: Mixture, tensors: dict[str, Any], data: dict[str, Any], n: int) -> dict[str, Any]:
+def _minus_geometric_mean(z: dict[str, Any]) -> Any:
+    return -((z["signal1"] * z["signal2"]) ** 0.5)
+
+
+def _in_window(model: Any, tensors: dict[str, Any], data: dict[str, Any], n: int) -> dict[str, Any]:
     categories = model.get_bin_indices({name: {"NN_output": table["NN_output"]} for name, table in tensors.items()})
     yields = {}
     for name, table in data.items():
@@ -131,7 +135,9 @@ def _in_window(model: Mixture, tensors: dict[str, Any], data: dict[str, Any], n:
     return {"z": z, "least_background": min(background)}
 
 
-def _step(model: tf.Module, optimizer: Any, loss_of: Callable[[], Any]) -> Callable[[], float]:
+def _step(model: Any, optimizer: Any, loss_of: Callable[[], Any]) -> Callable[[], float]:
+    import tensorflow as tf
+
     @tf.function
     def step() -> Any:
         with tf.GradientTape() as tape:
@@ -155,4 +161,4 @@ def _significance(signal: np.ndarray, background: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

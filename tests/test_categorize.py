@@ -33,8 +33,9 @@ SMALL = {
     "diphoton_bump_hunt": [
         "events.n_signal=2000",
         "events.n_background=8000",
-        "n_categories=[3]",
-        "report.map_points=40",
+        "n_categories=[2]",
+        "report.map_points=30",
+        "optimize.record_every=11",
     ],
 }
 SHORT = ["optimize.epochs=12", "optimize.restarts=1", "format=png", "name=test"]
@@ -52,7 +53,7 @@ def run(request, tmp_path_factory):
     cfg = compose(run_dir, request.param, *SMALL[request.param], *SHORT)
     steps = []
     assert categorize(cfg, progress=lambda *step: steps.append(step)) == run_dir
-    assert steps[-1] == ("3 categories", 12, 12)
+    assert steps[-1][1:] == (12, 12)
     return request.param, run_dir
 
 
@@ -106,18 +107,19 @@ def test_a_run_writes_every_picture(run):
         stems |= {f"{name}{log}" for name in both for log in ("", "_log")}
     else:
         stems = {"inclusive_mass_linear", "inclusive_mass_log", "significance_comparison"}
-        inside = {"loss_3", "penalty_yield_3", "penalty_unc_3", "continuum_background_3", "continuum_background_3_log"}
-        inside |= {"bias_history_3", "bin_boundaries_3_bins", "yield_unc_3", "yield_unc_3_log"}
-        inside |= {f"mass_spectra/category_{k}_mass_{scale}" for k in range(3) for scale in ("linear", "log")}
-        inside |= {f"boundary_frames/boundary_{epoch:04d}" for epoch in (0, 10, 11)}
-        stems |= {f"3_categories/{name}" for name in inside}
-        with Image.open(run_dir / "3_categories/boundary_evolution_3.gif") as film:
-            assert film.n_frames == 3
+        inside = {"loss_2", "penalty_yield_2", "penalty_unc_2", "continuum_background_2", "continuum_background_2_log"}
+        inside |= {"bias_history_2", "bin_boundaries_2_bins", "yield_unc_2", "yield_unc_2_log"}
+        inside |= {f"mass_spectra/category_{k}_mass_{scale}" for k in range(2) for scale in ("linear", "log")}
+        inside |= {f"boundary_frames/boundary_{epoch:04d}" for epoch in (0, 11)}
+        stems |= {f"2_categories/{name}" for name in inside}
+        with Image.open(run_dir / "2_categories/boundary_evolution_2.gif") as film:
+            assert film.n_frames == 2
             assert film.info["duration"] == 500
             assert film.info["loop"] == 0
     for name in stems:
         assert f"{name}.png" in there
-    assert {"results.json", "config.yaml", "checkpoints/3_bins.safetensors"} <= there
+    n = 3 if experiment == "sigmoid_1d" else 2
+    assert {"results.json", "config.yaml", f"checkpoints/{n}_bins.safetensors"} <= there
 
 
 def test_analyse_gives_the_same_figures_and_pictures_without_training(run):
@@ -134,8 +136,7 @@ def test_analyse_gives_the_same_figures_and_pictures_without_training(run):
 def test_results_say_what_was_reached(run):
     experiment, run_dir = run
     (one,) = json.loads((run_dir / "results.json").read_text())["results"]
-    assert one["n_categories"] == 3
-    assert len(one["train"]["categories"]) == 3
+    assert len(one["train"]["categories"]) == one["n_categories"]
     assert set(one["test"]["significance"]) == ({"signal"} if experiment == "sigmoid_1d" else {"signal1", "signal2"})
     if experiment == "sigmoid_1d":
         assert one["exact"] >= 0.9 * one["train"]["combined"]
@@ -179,7 +180,7 @@ def test_users_events_come_from_a_file(command):
     assert load_bins("runs/test/checkpoints/3_bins.safetensors").n_categories == 3
     code, again, _ = command("analyse", "runs/test")
     assert code == 0
-    assert again == out
+    assert again.splitlines()[:-1] == out.splitlines()[:-1]
 
 
 @pytest.mark.parametrize(

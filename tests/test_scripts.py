@@ -195,3 +195,14 @@ def test_reproduce_talk_draws_and_measures_everything(script, run_folder, tmp_pa
     assert data["slope"] + fit["slope"] == pytest.approx(1.0)
     unfitted = [row for row in written["signals"] if row["rule"] == "no refit"]
     assert [row["masked_bins"] for row in unfitted] == [0] * len(unfitted)
+
+
+def test_bench_categories_measures_both_toys_without_a_peer(script, json_of):
+    arguments = ["--small", "40", "--restarts", "1", "--numbers", "3", *json_of.option]
+    tables = script("bench_categories").main(arguments)
+    assert set(tables) == {"equal bins", "1-d toy", "diphoton toy"}
+    (one,), (two,) = tables["1-d toy"], tables["diphoton toy"]
+    assert 0.5 < one["/ exact"] <= 1.001
+    assert one["peer ms"] is None
+    assert two["combined"] > 0
+    assert json_of()["results"]["1-d toy"] == [one]
