@@ -1,3 +1,4 @@
+from . import categories as categories
 from . import io as io
 from . import net as net
 from . import stats as stats

@@ -192,7 +192,9 @@ def generate(
 def fit(
     model: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="A workspace in JSON, pyhf's or specfit's, or cells of histograms in YAML."),
+        typer.Argument(
+            metavar="FILE", help="A workspace in JSON (pyhf's too), or cells of histograms in YAML."
+        ),
     ],
     measurement: Annotated[str | None, typer.Option(help="JSON: which measurement; else the first.")] = None,
     scan: Annotated[str | None, typer.Option(metavar="PARAMETER", help="JSON: profile this parameter.")] = None,
@@ -247,7 +249,7 @@ def fit(
         content, text = fit_workspace(
             model, measurement=measurement, scanned=scan, limit=limit, with_impacts=impacts, picture=picture
         )
-        converged = True  # fit_workspace raises where the fit did not work out
+        converged = bool(content["fit"]["converged"])
         if out is not None:
             with replacing(out) as temporary:
                 temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -263,6 +265,40 @@ def _with_joined_words(arguments: list[str]) -> list[str]:
     from specfit.stats.cells.grammar import join_words
 
     return join_words(arguments)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def categorize(
+    context: typer.Context,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="experiment=NAME [KEY=VALUE]... | analyse RUN", help="Hydra overrides, or a run."),
+    ] = None,
+) -> None:
+    """Choose bins or categories that maximise a significance, or draw such a run again.
+
+    Example: `specfit categorize experiment=sigmoid_1d n_categories=[5,10] name=mine`, then
+    `specfit categorize analyse runs/mine`
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from specfit.categorize import analyse
+    from specfit.categorize import main as categorize_main
+
+    words = [*(overrides or []), *context.args]
+    try:
+        if words[:1] == ["analyse"]:
+            if len(words) != 2:
+                raise InputError("analyse: one run folder is expected, as in `specfit categorize analyse runs/NAME`")
+            folders = [analyse(words[1])]
+        else:
+            with _changing_bar() as progress:
+                folders = categorize_main(words, progress=progress)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_one_line(error)) from error
+    for folder in folders:
+        _print_categories(folder)
 
 
 def _with_default_picture(arguments: list[str]) -> list[str]:
@@ -343,6 +379,36 @@ def _print_table(summary: list[dict[str, Any]], written: dict[str, str]) -> None
         console.print(f"{name} written to {path}")
 
 
+def _print_categories(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    results = json.loads((folder / "results.json").read_text())["results"]
+    table = Table(box=None, pad_edge=False)
+    for name in ("categories", "signal", "Z train", "Z test", "least background", "bias", "ms per epoch", "note"):
+        table.add_column(name)
+    for one in results:
+        train, test = one["train"], one["test"]
+        for signal in train["significance"]:
+            table.add_row(
+                str(one["n_categories"]),
+                signal,
+                *(
+                    "-"
+                    if part is None
+                    else f"{part['significance'][signal]:.4f} ± {part['significance_error'][signal]:.4f}"
+                    for part in (train, test)
+                ),
+                f"{min(category['background'] for category in train['categories']):.2f}",
+                f"{train['mean_bias']:.1e}",
+                f"{1e3 * one['seconds_per_epoch']:.1f}",
+                one["message"] or (f"best within limits {one['exact']:.4f}" if one["exact"] else ""),
+            )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"pictures, checkpoints and results.json in {folder}/")
+
+
 def _rows(one: dict[str, Any]) -> dict[str, str]:
     low, high = one["largest_excess_low"], one["largest_excess_high"]
     masked = one["masked_bins"]
@@ -372,6 +438,19 @@ def _progress_bar(label: str, total: int) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done, size=total: bar.update(task, completed=done, total=size)
+
+
+@contextlib.contextmanager
+def _changing_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields what moves a bar whose label and length may change."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("events", total=None)
+        yield lambda label, done, total: bar.update(task, description=label, completed=done, total=total)
 
 
 def _range(name: str, text: str) -> list[float]:

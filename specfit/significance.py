@@ -7,6 +7,7 @@ What to use when:
 - `binomial_significance`: the same question as an exact on/off frequentist test (Z_Bi); slower, not differentiable.
 - `poisson_significance`: exact Poisson tail for a background known without error; the right one at few events.
 - `asimov_significance(s, b)`: the median discovery significance expected for a signal `s` on a background `b`.
+- `asimov_deviance(s, b)`: its square, which adds up over bins; a fast one for loops that climb its gradient.
 - `poisson_deviance` and `deviance_p_value`: goodness of fit. A deviance is not a significance.
 
 Conventions: :math:`n` observed, :math:`b` expected, :math:`s` absolute uncertainty of :math:`b`, all in events;
@@ -22,6 +23,7 @@ arXiv:1111.2062 (which Poisson tail is shown, and when none).
 from __future__ import annotations
 
 __all__ = [
+    "asimov_deviance",
     "asimov_significance",
     "bin_significance",
     "binomial_significance",
@@ -30,10 +32,13 @@ __all__ = [
     "poisson_significance",
 ]
 
+from typing import Any
+
 import numpy as np
 import scipy.special
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from specfit.arrays import same_kind
 from specfit.errors import InputError
@@ -120,6 +125,48 @@ def asimov_significance(signal: Tensor, background: Tensor, *, uncertainty: Tens
         return _significance(signal + b, b, torch.zeros_like(b), excess=signal)
     _check_not_negative(uncertainty, "uncertainty")
     return _significance(signal + b, b, uncertainty**2, excess=signal)
+
+
+def asimov_deviance(signal: Tensor, background: Tensor) -> Tensor:
+    r"""Computes the square of `asimov_significance`, :math:`2 [(s + b) \ln(1 + s/b) - s]`, for a known background.
+
+    One operation with its gradient in closed form, :math:`2 \ln(1 + s/b)` and :math:`2 [\ln(1 + s/b) - s/b]`, which is
+    finite everywhere, also at :math:`s = 0`, where the significance itself has a corner. Tensors only, first
+    derivatives only.
+
+    Args:
+        signal: Expected signal events :math:`\ge 0`, float64, shape `(*, n_bins)`.
+        background: Expected background events :math:`\ge 0`, float64, broadcasting with `signal`.
+
+    Example:
+        >>> asimov_deviance(torch.tensor(10.0).double(), torch.tensor(100.0).double()).sqrt()
+        tensor(0.9840, dtype=torch.float64)
+    """
+    answer: Tensor = _AsimovDeviance.apply(*torch.broadcast_tensors(signal, background))  # type: ignore[no-untyped-call]
+    return answer
+
+
+class _AsimovDeviance(torch.autograd.Function):
+    """A hundred small operations and their tape would cost ten times the arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, background: Tensor) -> Tensor:
+        b = background.clamp(min=TINY)
+        r = signal / b
+        log = torch.log1p(r)
+        near = r < SERIES_BELOW / 10
+        value = torch.where(
+            near, signal * r * (1 - r / 3 * (1 - r / 2 * (1 - 0.6 * r))), 2 * ((signal + b) * log - signal)
+        )
+        by_background = torch.where(near, -(r**2) * (1 - r * (2 / 3 - r * (0.5 - 0.4 * r))), 2 * (log - r))
+        ctx.save_for_backward(2 * log, by_background)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        by_signal, by_background = ctx.saved_tensors
+        return gradient * by_signal, gradient * by_background
 
 
 @same_kind

@@ -21,6 +21,7 @@ NAMES = {
     "__version__",
     "asimov_significance",
     "bin_significance",
+    "categories",
     "functional_fit",
     "io",
     "net",

@@ -209,3 +209,14 @@ def test_bench_cells_recovers_what_it_simulated(script, json_of, monkeypatch):
     beside = {row["method"]: row for row in written["cells_alone"]}
     assert beside["Minuit, scaled"]["pull_off"] < 0.1
     assert written["toys"][-2]["parameter"] == "all"
+
+
+def test_bench_categories_measures_both_toys_without_a_peer(script, json_of):
+    arguments = ["--small", "40", "--restarts", "1", "--numbers", "3", *json_of.option]
+    tables = script("bench_categories").main(arguments)
+    assert set(tables) == {"equal bins", "1-d toy", "diphoton toy"}
+    (one,), (two,) = tables["1-d toy"], tables["diphoton toy"]
+    assert 0.5 < one["/ exact"] <= 1.001
+    assert one["peer ms"] is None
+    assert two["combined"] > 0
+    assert json_of()["results"]["1-d toy"] == [one]

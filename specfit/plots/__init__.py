@@ -8,6 +8,9 @@ What to use when:
 - `draw_residual_correlation`: whether a fit follows the fluctuations of its data.
 - `draw_bias`: mean and RMS of the residuals along the axis, against a limit.
 - `draw_scan`, `draw_contour`, `draw_impacts`, `draw_correlation`, `draw_yields`: results of `specfit.stats`.
+- `draw_stack`: processes of simulation on top of each other.
+- `draw_history`, `draw_bias_history`, `draw_yield_and_uncertainty`, `draw_significance_comparison`, `draw_category_map`
+  and `save_gif`: how categories were optimised, what they hold and where they lie.
 - `save`: any of these to a file, whole or not at all.
 
 Conventions: contents are drawn as events per bin, or per unit of x where bin widths differ by more than 20 %. Counts
@@ -24,20 +27,36 @@ from __future__ import annotations
 __all__ = [
     "DrawableFit",
     "draw_bias",
+    "draw_bias_history",
+    "draw_category_map",
     "draw_contour",
     "draw_correlation",
     "draw_examples",
     "draw_fit",
+    "draw_history",
     "draw_impacts",
     "draw_residual_correlation",
     "draw_residuals",
     "draw_scan",
+    "draw_significance_comparison",
+    "draw_stack",
+    "draw_yield_and_uncertainty",
     "draw_yields",
     "save",
+    "save_gif",
 ]
 
+from specfit.plots.categories import (
+    draw_bias_history,
+    draw_category_map,
+    draw_history,
+    draw_significance_comparison,
+    draw_yield_and_uncertainty,
+    save_gif,
+)
 from specfit.plots.contents import DrawableFit
 from specfit.plots.fits import draw_examples, draw_fit
 from specfit.plots.residuals import draw_bias, draw_residual_correlation, draw_residuals
 from specfit.plots.saving import save
+from specfit.plots.stacks import draw_stack
 from specfit.plots.statistics import draw_contour, draw_correlation, draw_impacts, draw_scan, draw_yields

@@ -73,7 +73,13 @@ def scale_x(ax: Axes, edges: np.ndarray) -> None:
 
 
 def add_legend(
-    ax: Axes, handles: dict[str, Any] | None = None, *, title: str = "", loc: Any = "best", font: int = 11
+    ax: Axes,
+    handles: dict[str, Any] | None = None,
+    *,
+    title: str = "",
+    loc: Any = "best",
+    font: int = 11,
+    columns: int = 1,
 ) -> Legend:
     """Adds a legend without a frame, its title flush with its entries.
 
@@ -83,11 +89,20 @@ def add_legend(
         title: Lines of text above the entries.
         loc: Corner as matplotlib names it; "best" covers the least of what is drawn.
         font: Size in points.
+        columns: Columns of entries.
     """
     labels: list[str]
     artists, labels = ax.get_legend_handles_labels() if handles is None else ([*handles.values()], [*handles])
     return ax.legend(
-        artists, labels, loc=loc, title=title, fontsize=font, title_fontsize=font, alignment="left", frameon=False
+        artists,
+        labels,
+        loc=loc,
+        title=title,
+        fontsize=font,
+        title_fontsize=font,
+        alignment="left",
+        frameon=False,
+        ncols=columns,
     )
 
 

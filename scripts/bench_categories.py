@@ -1,0 +1,196 @@
+"""Optimises the two published toys of categorisation and times an epoch beside gato-hep, in one run, on one thread.
+
+gato-hep needs TensorFlow, so it runs in an environment of its own, named by --peer; without it only specfit is
+measured. Both draw the same events; times are processor times, medians over epochs. A published significance belongs
+to other random numbers of the same toy.
+
+    python -m venv gato && gato/bin/pip install gato-hep==0.2.1
+    python scripts/bench_categories.py --peer gato/bin/python --json bench_categories.json
+    python scripts/bench_categories.py --example sigmoid --restarts 1
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import itertools
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import argument_parser, positive, print_table, rng_of, start, write_json
+
+import specfit
+from specfit.categories import (
+    Events,
+    GaussianMixtureBins,
+    MassWindow,
+    Objective,
+    Optimized,
+    Sample,
+    Schedule,
+    SigmoidBins,
+    evaluate_events,
+    optimal_boundaries,
+    optimize,
+    toy_1d,
+    toy_diphoton,
+)
+
+SIGNAL = ["signal"]
+LIMITS = Objective(least_background=5.0, largest_uncertainty=1e9, constrained=True)
+PUBLISHED_EQUAL = {2: 0.7518, 5: 1.0145, 10: 1.1835, 20: 1.3342}
+PUBLISHED = {3: 1.5809, 5: 1.8487, 10: 1.9012, 20: 1.9494}
+CANDIDATES = 1200
+ANNEALED, CONSTANT = Schedule(1.0, 0.02, "exponential"), Schedule(1.0, 1.0)
+
+
+class EpochClock:
+    """Collects the processor time at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, _done: int) -> None:
+        self.times.append(time.process_time())
+
+    @property
+    def ms(self) -> float:
+        """Processor time of an epoch, the median."""
+        return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(self.times))
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Runs the script; returns the rows of each table."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--example", choices=["sigmoid", "diphoton", "both"], default="both")
+    parser.add_argument("--peer", type=Path, help="interpreter of an environment with gato-hep")
+    parser.add_argument("--peer-epochs", type=positive, default=10, help="epochs of the peer (default: %(default)s)")
+    parser.add_argument(
+        "--restarts", type=positive, default=3, help="starts of each optimisation (default: %(default)s)"
+    )
+    parser.add_argument("--numbers", type=positive, nargs="+", help="numbers of categories (default: 3 5 10 20, 3 5 8)")
+    parser.add_argument("--small", type=positive, default=1, help="divide events and epochs by this, to try the script")
+    options = parser.parse_args(arguments)
+    tables: dict[str, list[dict[str, Any]]] = {}
+    if options.example != "diphoton":
+        toy = toy_1d(100_000 // options.small, 300_000 // options.small)
+        tables["equal bins"] = equal_rows(toy)
+        tables["1-d toy"] = [sigmoid_row(toy, n, options) for n in options.numbers or (3, 5, 10, 20)]
+    if options.example != "sigmoid":
+        toy = toy_diphoton(100_000 // options.small, 1_000_000 // options.small)
+        tables["diphoton toy"] = [diphoton_row(toy, n, options) for n in options.numbers or (3, 5, 8)]
+    for title, rows in tables.items():
+        print_table(title, rows)
+    write_json(options.json, options, tables)
+    return tables
+
+
+def equal_rows(toy: Events) -> list[dict[str, Any]]:
+    """Measures bins at equal distances."""
+    rows = []
+    for n, published in PUBLISHED_EQUAL.items():
+        reached = evaluate_events(SigmoidBins(n), toy, signals=SIGNAL)
+        rows.append({"bins": n, "Z": reached.combined, "error": reached.combined_error, "published": published})
+    return rows
+
+
+def sigmoid_row(toy: Events, n: int, options: Any) -> dict[str, Any]:
+    """Optimises n bins of one discriminant: free, within limits, with a test sample; and the peer."""
+    climb = partial(
+        optimize, signals=SIGNAL, restarts=options.restarts, epochs=max(250 // options.small, 10), record_every=25
+    )
+
+    clock = EpochClock()
+
+    def best(**how: Any) -> Optimized:
+        return climb(SigmoidBins(n, rng=rng_of(options.seed)), toy, rng=rng_of(options.seed), **how)
+
+    free, limited = best(test_fraction=0.0, progress=clock), best(test_fraction=0.0, objective=LIMITS)
+    tested = best(objective=LIMITS)
+    exact = optimal_boundaries(
+        Sample.of(toy, signals=SIGNAL), n, signal="signal", objective=LIMITS, candidates=CANDIDATES
+    )
+    peer = peer_row(options, "sigmoid", n)
+    unseen = tested.test
+    return {
+        "bins": n,
+        "Z free": free.train.combined,
+        "peer": peer.get("z", [None])[0] if peer.get("full") else None,
+        "published": PUBLISHED.get(n),
+        "Z, B>=5": limited.train.combined,
+        "/ exact": limited.train.combined / exact.significance,
+        "bias": limited.train.mean_bias,
+        "train": tested.train.combined,
+        "test": unseen.combined if unseen else None,
+        "+-": unseen.combined_error if unseen else None,
+        "ms/epoch": clock.ms,
+        "peer ms": peer.get("ms"),
+        "ratio": peer["ms"] / clock.ms if peer else None,
+    }
+
+
+def diphoton_row(toy: Events, n: int, options: Any) -> dict[str, Any]:
+    """Optimises n categories of a resonance search, annealed and at constant temperature; and the peer."""
+    clock = EpochClock()
+
+    def best(hardening: Schedule) -> Optimized:
+        return optimize(
+            GaussianMixtureBins(n, 2, rng=rng_of(options.seed)),
+            toy,
+            signals=["signal1", "signal2"],
+            rng=rng_of(options.seed),
+            window=MassWindow(),
+            epochs=max(200 // options.small, 10),
+            learning_rate=Schedule(0.05, 0.001),
+            hardening=hardening,
+            restarts=options.restarts,
+            test_fraction=0.0,
+            record_every=50,
+            progress=clock,
+        )
+
+    annealed, constant = best(ANNEALED), best(CONSTANT)
+    inside = annealed.in_window
+    peer = peer_row(options, "diphoton", n)
+    return {
+        "categories": n,
+        "Z1": inside.significances[0].item() if inside else None,
+        "Z2": inside.significances[1].item() if inside else None,
+        "Z1 est.": annealed.train.significances[0].item(),
+        "Z2 est.": annealed.train.significances[1].item(),
+        "combined": annealed.train.combined,
+        "at T=1": constant.train.combined,
+        "bias": annealed.train.mean_bias,
+        "bias T=1": constant.train.mean_bias,
+        "peer Z1": peer["z"][0] if peer.get("full") else None,
+        "peer Z2": peer["z"][1] if peer.get("full") else None,
+        "ms/epoch": clock.ms,
+        "peer ms": peer.get("ms"),
+        "ratio": peer["ms"] / clock.ms if peer else None,
+    }
+
+
+def peer_row(options: Any, example: str, n: int) -> dict[str, Any]:
+    """Runs the peer on the same example; empty without one. Its significances count after all epochs only."""
+    if options.peer is None:
+        return {}
+    full = options.peer_epochs >= {"sigmoid": 250, "diphoton": 200}[example]
+    script = Path(__file__).with_name("peer_categories.py")
+    command = [str(options.peer), str(script), example, str(options.peer_epochs), str(n)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines() or ["no message"]
+        raise specfit.InputError(f"--peer: {lines[-1]}; it needs an environment with gato-hep 0.2.1")
+    return {**json.loads(answer.stdout.strip().splitlines()[-1]), "full": full}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    start(main)

@@ -1,0 +1,81 @@
+"""Pictures of stacked simulation: processes on top of each other, signals as lines."""
+
+from __future__ import annotations
+
+__all__ = ["draw_stack"]
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specfit.errors import InputError
+from specfit.plots.look import DATA, FIT, GUIDE, add_legend, dress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# From dark to light, so that neighbours differ in print too.
+STACK = ("#08519C", "#3182BD", "#6BAED6", "#9ECAE1", "#C6DBEF", "#DEEBF7")
+SIGNALS = (FIT, DATA, "#009E73", "#CC79A7")
+LINES = ("--", "-.", ":", "-")
+DECADES_BELOW_ONE = 1e-2
+
+
+def draw_stack(
+    edges: np.ndarray,
+    stack: Mapping[str, np.ndarray],
+    ax: Axes,
+    *,
+    errors: np.ndarray | None = None,
+    signals: Mapping[str, np.ndarray] | None = None,
+    log: bool = False,
+    x_label: str = "x",
+) -> Axes:
+    """Draws processes on top of each other, the uncertainty of their sum, and signals as lines.
+
+    Contents are events per bin, not divided by its width.
+
+    Args:
+        edges: Bin edges, shape `(n_bins + 1,)`.
+        stack: Events of each process, shape `(n_bins,)`, the first at the bottom.
+        ax: Where to draw.
+        errors: Statistical uncertainty of the sum, shape `(n_bins,)`.
+        signals: Events of each signal, drawn in front; the label should say by how much they are scaled.
+        log: Logarithmic axis of events.
+        x_label: Name of the axis.
+
+    Raises:
+        InputError: A process has another number of bins.
+    """
+    lines = {} if signals is None else signals
+    for name, heights in {**stack, **lines}.items():
+        if len(heights) != len(edges) - 1:
+            raise InputError(f"{name}: {len(edges) - 1} bins are expected, {len(heights)} came")
+    base = np.zeros(len(edges) - 1)
+    for i, (name, heights) in enumerate(stack.items()):
+        ax.stairs(base + heights, edges, baseline=base, fill=True, color=STACK[i % len(STACK)], label=name)
+        base = base + heights
+    if errors is not None:
+        band: dict[str, Any] = {"facecolor": "none", "edgecolor": GUIDE, "hatch": "////", "linewidth": 0}
+        ax.stairs(base + errors, edges, baseline=base - errors, fill=True, label="Stat. uncertainty", **band)
+    for i, (name, heights) in enumerate(lines.items()):
+        style = LINES[i % len(LINES)]
+        ax.stairs(heights, edges, color=SIGNALS[i % len(SIGNALS)], linewidth=2, linestyle=style, label=name)
+    _scale(ax, np.concatenate([base, *lines.values()]), log=log)
+    ax.set_xlim(edges[0], edges[-1])
+    add_legend(ax, loc="upper center", font=10, columns=3)
+    dress(ax, x_label=x_label, y_label="Events")
+    return ax
+
+
+def _scale(ax: Axes, heights: np.ndarray, *, log: bool) -> None:
+    """Leaves the upper quarter to the legend."""
+    highest = float(heights.max()) if heights.size and heights.max() > 0 else 1.0
+    if not log:
+        ax.set_ylim(0, 1.4 * highest)
+        return
+    positive = heights[heights > 0]
+    lowest = 0.5 * max(float(positive.min()), DECADES_BELOW_ONE) if positive.size else 0.1
+    ax.set_yscale("log")
+    ax.set_ylim(lowest, highest * (highest / lowest) ** 0.35)
