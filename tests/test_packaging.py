@@ -28,5 +28,5 @@ def test_the_wheel_carries_every_file_that_ships(names, top):
 
 
 def test_the_wheel_carries_the_face_and_its_types(names):
-    assert {"specfit/__init__.py", "specfit/__init__.pyi", "specfit/py.typed", "specfit/cli.py"} <= names
+    assert {"specfit/__init__.py", "specfit/__init__.pyi", "specfit/py.typed", "specfit/cli/__init__.py"} <= names
     assert not any(name.startswith(("tests/", "scripts/")) for name in names)

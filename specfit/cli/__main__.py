@@ -1,0 +1,5 @@
+"""`python -m specfit.cli`."""
+
+from specfit.cli import main
+
+main()

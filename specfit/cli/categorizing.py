@@ -1,0 +1,77 @@
+"""`specfit categorize`: bins and categories that maximise a significance."""
+
+from __future__ import annotations
+
+__all__ = ["categorize"]
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specfit.cli.terminal import changing_bar, one_line
+from specfit.errors import InputError
+
+
+def categorize(
+    context: typer.Context,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="experiment=NAME [KEY=VALUE]... | analyse RUN", help="Hydra overrides, or a run."),
+    ] = None,
+) -> None:
+    """Choose bins or categories that maximise a significance, or draw such a run again.
+
+    Example: `specfit categorize experiment=sigmoid_1d n_categories=[5,10] name=mine`, then
+    `specfit categorize analyse runs/mine`
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from specfit.categorize import analyse
+    from specfit.categorize import main as categorize_main
+
+    words = [*(overrides or []), *context.args]
+    try:
+        if words[:1] == ["analyse"]:
+            if len(words) != 2:
+                raise InputError("analyse: one run folder is expected, as in `specfit categorize analyse runs/NAME`")
+            folders = [analyse(words[1])]
+        else:
+            with changing_bar() as progress:
+                folders = categorize_main(words, progress=progress)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(one_line(error)) from error
+    for folder in folders:
+        _print_categories(folder)
+
+
+def _print_categories(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    results = json.loads((folder / "results.json").read_text())["results"]
+    table = Table(box=None, pad_edge=False)
+    for name in ("categories", "signal", "Z train", "Z test", "least background", "bias", "ms per epoch", "note"):
+        table.add_column(name)
+    for one in results:
+        train, test = one["train"], one["test"]
+        for signal in train["significance"]:
+            table.add_row(
+                str(one["n_categories"]),
+                signal,
+                *(
+                    "-"
+                    if part is None
+                    else f"{part['significance'][signal]:.4f} ± {part['significance_error'][signal]:.4f}"
+                    for part in (train, test)
+                ),
+                f"{min(category['background'] for category in train['categories']):.2f}",
+                f"{train['mean_bias']:.1e}",
+                f"{1e3 * one['seconds_per_epoch']:.1f}",
+                one["message"] or (f"best within limits {one['exact']:.4f}" if one["exact"] else ""),
+            )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"pictures, checkpoints and results.json in {folder}/")

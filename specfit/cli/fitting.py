@@ -1,0 +1,90 @@
+"""`specfit fit`: workspaces and cells of histograms."""
+
+from __future__ import annotations
+
+__all__ = ["fit", "with_joined_words"]
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specfit.cli.predicting import BESIDE_THE_OUTPUT
+from specfit.errors import InputError
+
+
+def fit(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A workspace in JSON (pyhf's too), or cells of histograms in YAML."),
+    ],
+    measurement: Annotated[str | None, typer.Option(help="JSON: which measurement; else the first.")] = None,
+    scan: Annotated[str | None, typer.Option(metavar="PARAMETER", help="JSON: profile this parameter.")] = None,
+    limit: Annotated[bool, typer.Option("--limit", help="JSON: upper limit (CLs) and significance.")] = False,
+    impacts: Annotated[bool, typer.Option("--impacts", help="JSON: what each nuisance does to the signal.")] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="[PATH]", help="JSON: draw the scan, else the impacts, else the correlations."),
+    ] = None,
+    param_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME WORD...", help="YAML: a parametric model; repeat it, they multiply. After FILE."),
+    ] = None,
+    prior: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=MEAN,SIGMA", help="YAML: constrain parameters; repeatable.")
+    ] = None,
+    expect: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=VALUE", help="YAML: start at a physical value; repeatable.")
+    ] = None,
+    asimov: Annotated[bool, typer.Option("--asimov", help="YAML: fit what the start expects, not the data.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write all results to this JSON file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")] = False,
+) -> None:
+    """Fit a statistical model to its observations.
+
+    A workspace may be profiled, limited and taken apart into impacts; cells of histograms give the exact uncertainties
+    of thousands of parameters. Models on the command line take the place of those in the YAML file.
+
+    Example: `specfit fit workspace.json --scan mu --limit --plot`
+
+    Example: `specfit fit z.yaml --param-model AxisNorm mu sig pt,eta --param-model AxisExp mu bkg mass pt,eta eta`
+    """
+    of_json = {"--measurement": measurement, "--scan": scan, "--limit": limit, "--impacts": impacts, "--plot": plot}
+    of_yaml = {"--param-model": param_model, "--prior": prior, "--expect": expect, "--asimov": asimov}
+    is_yaml = model.suffix.lower() in (".yaml", ".yml")
+    foreign = [name for name, value in (of_json if is_yaml else of_yaml).items() if value]
+    if foreign:
+        other = "a workspace in JSON" if is_yaml else "cells of histograms in YAML"
+        raise InputError(f"{', '.join(foreign)}: for {other}; {model.name} came")
+    if is_yaml:
+        from specfit.stats.cells.command import fit_file
+
+        found = fit_file(model, param_models=param_model or [], priors=prior or [], expect=expect or [], asimov=asimov)
+        content, text, converged = found.summary(), str(found), found.converged
+        if out is not None:
+            found.save(out)
+    else:
+        from specfit.io.files import replacing
+        from specfit.stats.command import fit_workspace
+
+        picture = model.with_suffix(".png") if plot == BESIDE_THE_OUTPUT else plot
+        content, text = fit_workspace(
+            model, measurement=measurement, scanned=scan, limit=limit, with_impacts=impacts, picture=picture
+        )
+        converged = bool(content["fit"]["converged"])
+        if out is not None:
+            with replacing(out) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(content, indent=2) if as_json else text)
+    if not converged:
+        raise typer.Exit(1)
+
+
+def with_joined_words(arguments: list[str]) -> list[str]:
+    """Makes one value of the words after each `--param-model`, which the parser cannot count."""
+    if "--param-model" not in arguments:
+        return arguments
+    from specfit.stats.cells.grammar import join_words
+
+    return join_words(arguments)

@@ -1,0 +1,168 @@
+"""`specfit predict`: the background of one spectrum, of a batch, of a file of very many."""
+
+from __future__ import annotations
+
+__all__ = ["BESIDE_THE_OUTPUT", "predict"]
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from specfit.cli.terminal import numbers, progress_bar
+from specfit.errors import InputError
+
+BESIDE_THE_OUTPUT = "beside the output"
+"""Stands for `--plot` without a path."""
+ROWS_SHOWN = 10
+
+
+def predict(
+    spectrum: Annotated[
+        str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")
+    ],
+    edges: Annotated[
+        str | None,
+        typer.Option(help="Bin edges where the file has none: `lo:hi:n`, `lo:hi:n:log` or a file.", metavar="EDGES"),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A checkpoint or the folder of a training run; else the shipped net.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Where the background goes; else beside FILE as NAME_background.")
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="[PATH]", help="Draw data, background and pulls; without PATH beside the output."),
+    ] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LO:HI", help="Leave out the bins of this window (to blind it, say); may be repeated."),
+    ] = None,
+    refit: Annotated[
+        str, typer.Option(metavar="RULE", help="What masks a signal before the last fit: `windows` or `talk`.")
+    ] = "windows",
+    no_refit: Annotated[bool, typer.Option("--no-refit", help="Fit the data as they are.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+) -> None:
+    """Fit the background of a spectrum (or of every row of a 2-d array).
+
+    Writes the background as the same kind of file and prints a short table.
+
+    Example: `specfit predict hist.npy --edges 250:3000:50:log --plot`
+    """
+    from specfit import io
+    from specfit.inference import EdgesMismatchError, SpectrumFitter
+    from specfit.streaming import is_large
+
+    target = out or _beside(spectrum)
+    if Path(target).resolve() == Path(spectrum).resolve():
+        raise InputError(f"--out: {target} is the input itself; choose another name")
+    fitter = SpectrumFitter.from_checkpoint(checkpoint)
+    rule = None if no_refit else cast(Any, refit)
+    windows = [numbers("mask", text, ":", 2) for text in mask or []]
+    limits = None if edges is None else io.parse_edges(edges)
+    if is_large(spectrum):
+        if plot is not None:
+            raise InputError("--plot: one picture shows one spectrum; this file holds thousands")
+        _predict_many(fitter, spectrum, target, as_json=as_json, edges=limits, mask=windows, refit=rule)
+        return
+    try:
+        fit = fitter.fit(spectrum, limits, mask=windows, refit=rule)
+    except EdgesMismatchError as error:  # its advice can name the file
+        raise InputError(str(error).replace("edges=FILE", f"edges={edges or spectrum}")) from None
+    written = {"background": str(fit.save(target))}
+    if plot is not None:
+        written["picture"] = _save_picture(fit, target, plot)
+    if as_json:
+        print(json.dumps({"input": spectrum, **written, "fits": fit.summary()}, indent=2))
+    else:
+        _print_table(fit.summary(), written)
+
+
+def _predict_many(fitter: Any, source: str, target: str, *, as_json: bool, **options: Any) -> None:
+    """Fits a file of very many spectra piece by piece."""
+    from specfit.streaming import fit_file
+
+    with progress_bar("spectra", 1) as update:
+        done = fit_file(fitter, source, target, progress=update, **options)
+    p_value, excess = done.fits["p_value"], done.fits["largest_excess"]
+    best = excess.argsort()[::-1][:ROWS_SHOWN]
+    summary = {
+        "spectra": len(done.fits),
+        "not_converged": int((~done.fits["converged"]).sum()),
+        "p_value_below_0.01": float((p_value < 0.01).mean()),
+        "median_p_value": float(sorted(p_value)[len(p_value) // 2]),
+        "with_masked_bins": int((done.fits["masked_bins"] > 0).sum()),
+        "largest_excesses": [{"spectrum": int(i), "sigma": float(excess[i])} for i in best],
+    }
+    written = {"background": str(done.background), "table": str(done.table)}
+    if as_json:
+        print(json.dumps({"input": source, **written, "summary": summary}, indent=2))
+        return
+    largest = cast(list[dict[str, float]], summary.pop("largest_excesses"))
+    rows = summary | {"largest excesses": ", ".join(f"{x['sigma']:+.2f} (row {x['spectrum']})" for x in largest)}
+    for name, value in rows.items():
+        print(f"{name.replace('_', ' '):20} {value}")
+    for name, path in written.items():
+        print(f"{name} written to {path}")
+
+
+def _beside(source: str) -> str:
+    """Names the output after the input: `hist.npy` to `hist_background.npy`, inside a ROOT file likewise."""
+    file, separator, inside = source.partition(".root:")
+    if separator:
+        return f"{file}_background.root:{inside}"
+    path = Path(source)
+    return str(path.with_name(f"{path.stem}_background{path.suffix}"))
+
+
+def _save_picture(fit: Any, target: str, plot: str) -> str:
+    from specfit import plots
+
+    beside = str(Path(target.split(".root:")[0]).with_suffix(".png"))
+    first_six = [fit[i] for i in range(min(6, len(fit.background)))] if fit.spectrum.is_batch else []
+    figure = plots.draw_examples(first_six) if first_six else fit.plot()
+    return str(plots.save(figure, beside if plot == BESIDE_THE_OUTPUT else plot))
+
+
+def _print_table(summary: list[dict[str, Any]], written: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    if len(summary) == 1:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in _rows(summary[0]).items():
+            table.add_row(name, value)
+    else:
+        table = Table(box=None, pad_edge=False)
+        for name in ("spectrum", *_rows(summary[0])):
+            table.add_column(name, overflow="fold")
+        for i, one in enumerate(summary[:ROWS_SHOWN]):
+            table.add_row(str(i), *_rows(one).values())
+    console.print(table)
+    if len(summary) > ROWS_SHOWN:
+        console.print(f"... and {len(summary) - ROWS_SHOWN} more spectra; --json prints them all")
+    for name, path in written.items():
+        console.print(f"{name} written to {path}")
+
+
+def _rows(one: dict[str, Any]) -> dict[str, str]:
+    low, high = one["largest_excess_low"], one["largest_excess_high"]
+    masked = one["masked_bins"]
+    rows = {
+        "events": f"{one['events']:.6g}" + (" (weighted)" if one["weighted"] else ""),
+        "bins": str(one["bins"]),
+        "background": f"{one['background_total']:.6g} ± {one['background_total_uncertainty']:.3g}"
+        + f", median bin ± {100 * one['median_relative_uncertainty']:.2g} %",
+        "deviance / ndf": f"{one['deviance']:.1f} / {one['ndf']:.1f}",
+        "p-value": f"{one['p_value']:.3g}",
+        "largest excess": f"{one['largest_excess']:+.2f} sigma in {low:g} to {high:g}",
+        "masked bins": f"{len(masked)}" + (f": {', '.join(map(str, masked))}" if masked else ""),
+        "note": one["message"],
+    }
+    if not one["converged"]:
+        rows["converged"] = "no"
+    return rows

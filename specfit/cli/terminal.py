@@ -1,0 +1,58 @@
+"""What the commands share: progress bars, numbers from words, one line for an error."""
+
+from __future__ import annotations
+
+__all__ = ["changing_bar", "numbers", "one_line", "progress_bar", "range_of"]
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from specfit.errors import InputError
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """Yields what moves a bar: called with how much is done and, if that is known late, of how much."""
+    with changing_bar(label) as move:
+        move(label, 0, total)
+        yield lambda done, size=total: move(label, done, size)
+
+
+@contextlib.contextmanager
+def changing_bar(label: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """Yields what moves a bar whose label and length may change; nothing is drawn where no one looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
+
+
+def range_of(name: str, text: str) -> list[float]:
+    """Reads a number or `low:high`."""
+    ends = numbers(name, text, ":", None)
+    if len(ends) not in (1, 2):
+        raise InputError(f"--{name.replace('_', '-')}: a number or low:high is expected, {text!r} came")
+    return [ends[0], ends[-1]]
+
+
+def numbers(name: str, text: str, separator: str, n: int | None) -> list[float]:
+    """Reads numbers with something between them, as many as they are if `n` is None."""
+    try:
+        found = [float(part) for part in text.split(separator)]
+    except ValueError:
+        found = []
+    if not found or (n is not None and len(found) != n):
+        expected = f"{n} numbers separated by {separator!r}" if n else f"numbers separated by {separator!r}"
+        raise InputError(f"--{name.replace('_', '-')}: {expected} are expected, {text!r} came")
+    return found
+
+
+def one_line(error: Exception) -> str:
+    """Returns what an error says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split())
