@@ -6,6 +6,7 @@ import torch
 from specfit import Spectrum, SpectrumFitter
 from specfit.generator import WideGenerator
 from specfit.net import AnyBinningNet
+from specfit.net.any_binning import _bridged
 from specfit.net.error_scale import ErrorScale, Novelty
 from specfit.training.calibrate import _bins, _width, calibrate
 
@@ -110,3 +111,22 @@ def test_novelty_is_a_mahalanobis_distance_with_its_quantile_at_one():
     ratio = distance.double() / expected
     assert ratio.std() < 1e-3 * ratio.mean()
     assert novelty(known[:1] + 100) > 5
+
+
+def test_bridges_by_straight_lines_and_holds_the_ends():
+    values = torch.tensor([[9.0, 1.0, 9.0, 9.0, 4.0, 9.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]).double()
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]]).bool()
+    expected = torch.tensor([[1.0, 1.0, 2.0, 3.0, 4.0, 4.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]).double()
+    torch.testing.assert_close(_bridged(values, mask), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("masked", [range(8), range(32, 40), range(15, 24)])
+def test_a_window_that_is_left_out_does_not_run_away(masked, batch):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = AnyBinningNet(n_basis=6, features=16, layers=1)
+    steep = 1e6 * torch.exp(-torch.arange(40) / 4.0)[None].double()
+    mask = torch.zeros(1, 40, dtype=torch.bool)
+    mask[:, list(masked)] = True
+    background = net.predict(steep.round(), mask=mask).background
+    assert ((background / steep).log().abs() < 3).all()

@@ -101,7 +101,8 @@ def test_evaluate_does_not_depend_on_how_many_spectra_are_held_at_a_time(script,
 
         def sample(self, size, *, rng):
             self.next += size
-            return specfit.Batch(*(part[self.next - size : self.next] for part in counts))
+            rows = slice(self.next - size, self.next)
+            return counts._replace(**{name: getattr(counts, name)[rows] for name in ("counts", "background", "signal")})
 
     whole = evaluate.evaluate(fitter, Stored(), size=10, seed=1)
     monkeypatch.setattr(common, "SPECTRA_IN_MEMORY", 4)

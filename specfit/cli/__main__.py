@@ -1,5 +1,10 @@
-"""`python -m specfit.cli`."""
+"""`python -m specfit.cli`: the same as the console script `specfit`."""
+
+from __future__ import annotations
+
+__all__ = ["main"]
 
 from specfit.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -164,15 +164,16 @@ def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     """Fits Chebyshev polynomials in the bin number to the data; log rates `(m, n_bins)`.
 
     First to the logs of locally averaged densities, by least squares, then as a basis of falling amplitude to the
-    counts. An exponential fall is one of them exactly, and whatever is smooth converges fast.
+    counts. An exponential fall is one of them exactly, and whatever is smooth converges fast. Where bins are masked a
+    straight line between their neighbours keeps the polynomial from running away, with an error of one e-fold.
     """
     n_bins = data.shape[1]
     kernel = data.new_ones(1, 1, 5)
     widths, used = log_widths.exp(), (~mask).to(data)
     events, width = (nn.functional.conv1d((t * used)[:, None], kernel, padding=2)[:, 0] for t in (data, widths))
-    log_density = ((events + 0.5) / width.clamp(min=1e-12)).log()
+    log_density = _bridged(((events + 0.5) / width.clamp(min=1e-12)).log(), mask)
     # More events are more certain, but not so much that the tail is left to itself.
-    weight = (events + 1).sqrt() * (width > 0)
+    weight = torch.where(mask, 1.0, (events + 1).sqrt())
     k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=data.device).to(data)
     index = (torch.arange(n_bins, device=data.device).to(data) + 0.5) / n_bins
     shapes = torch.cos(k * torch.arccos(1 - 2 * index)[:, None])  # (n_bins, k)
@@ -182,4 +183,18 @@ def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     coefficients = torch.cholesky_solve(right, torch.linalg.cholesky(normal + prior))
     log_mean = ((shapes @ coefficients)[..., 0] + log_widths).clamp(*LOG_RATES)
     basis = (2 * shapes / (1 + k / 4).pow(1.5)).expand(len(data), -1, -1)
-    return posterior_mode(log_mean, basis, data, weight=used)
+    expected = (log_density + log_widths).exp()
+    believed = torch.where(mask, 1 / (1 + expected), 1.0)
+    return posterior_mode(log_mean, basis, torch.where(mask, expected, data), weight=believed)
+
+
+def _bridged(values: Tensor, mask: Tensor) -> Tensor:
+    """Replaces masked values by a straight line between the next ones that are not, `(m, n_bins)`."""
+    n_bins = values.shape[1]
+    index = torch.arange(n_bins, device=values.device).expand_as(values)
+    before = torch.where(mask, -1, index).cummax(1).values
+    after = torch.where(mask, n_bins, index).flip(1).cummin(1).values.flip(1)
+    low = torch.where(before < 0, after, before).clamp(0, n_bins - 1)
+    high = torch.where(after >= n_bins, before, after).clamp(0, n_bins - 1)
+    share = (index - low).to(values) / (high - low).clamp(min=1)
+    return torch.lerp(values.gather(1, low), values.gather(1, high), share)
