@@ -92,7 +92,7 @@ def test_calibration_makes_pulls_as_wide_as_their_errors(batch):
 
 def test_an_untrained_scale_changes_nothing(net, batch):
     prediction = net.predict(batch.counts, edges=batch.edges)
-    scaled = ErrorScale()(prediction, batch.counts, None)
+    scaled = ErrorScale()(prediction, None)
     assert torch.equal(scaled.factor, prediction.factor)
 
 

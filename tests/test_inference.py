@@ -164,3 +164,19 @@ def test_fit_saves_draws_and_becomes_a_histogram(fitter, counts, tmp_path):
     np.testing.assert_allclose(histogram.variances(), fit.uncertainty**2)
     assert len(fit.plot().axes) >= 2
     assert len(fitter.fit(counts, EDGES).plot(2).axes) >= 2
+
+
+def test_the_shipped_net_masks_a_hidden_signal_and_stays_certain():
+    """What scripts/demo shows: the error must not grow with the signal that it is there to judge."""
+    fitter = SpectrumFitter.from_checkpoint()
+    signal = specfit.SignalPrior(mass=(1000, 1000), relative_width=(0.05, 0.05), events=(600, 600))
+    generator = specfit.SpectrumGenerator(fitter.edges, n_backgrounds=5, total=(1e5, 1e5), signal=signal)
+    batch = generator.sample(40, rng=torch.Generator().manual_seed(7))
+    pure = torch.poisson(batch.background, generator=torch.Generator().manual_seed(8))
+    near = int((fitter.edges < 1000).sum()) - 1
+    with_signal, without = (fitter.fit(counts) for counts in (batch.counts, pure))
+    assert with_signal.mask[:, near].double().mean() > 0.8
+    assert (with_signal.significance[:, near] > 3).double().mean() > 0.8
+    assert without.mask.any(-1).double().mean() < 0.1
+    growth = with_signal.uncertainty.median(-1).values / without.uncertainty.median(-1).values
+    assert growth.median() < 1.3

@@ -70,7 +70,7 @@ class AnyBinningNet(CalibratedNet):
     def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
         """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
         log_rates, basis, weight, features = self._run(counts, edges, mask)
-        return self.calibrated(gaussian_prediction(log_rates[-1], basis, weight), features, counts, mask)
+        return self.calibrated(gaussian_prediction(log_rates[-1], basis, weight), features, mask)
 
     def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Computes the mean token of the last pass."""

@@ -1,9 +1,10 @@
 r"""What simulation teaches about a net after its training: how far its errors are off, and what it has never seen.
 
-`ErrorScale` multiplies the error of each bin by a factor that depends on how many events there are, how much the data
-decided, and how well the fit describes them. The posterior of a learned basis knows what the data leave open; it does
-not know by how much the net's mean and basis miss the truth, and that is what the factor adds. All correlations stay
-as they are. `Novelty` measures how far the net's own features of a spectrum lie from those of simulated ones.
+`ErrorScale` multiplies the error of each bin by a factor that depends on how many events there are and how much the
+data decided; not on how well the fit describes them, or a signal would widen the very error that it is judged by. The
+posterior of a learned basis knows what the data leave open; it does not know by how much the net's mean and basis miss
+the truth, and that is what the factor adds. All correlations stay as they are. `Novelty` measures how far the net's own
+features of a spectrum lie from those of simulated ones.
 
 Both are learned by `specfit.training.calibrate` and are part of the net's weights. Untrained they change nothing.
 """
@@ -20,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from specfit.net.base import BackgroundNet, Prediction
-from specfit.significance import poisson_deviance
 
-N_FEATURES, HIDDEN = 8, 24
+N_FEATURES, HIDDEN = 7, 24
 
 
 class ErrorScale(nn.Module):
@@ -36,27 +36,23 @@ class ErrorScale(nn.Module):
         self.log_factor = nn.Sequential(nn.Linear(N_FEATURES, HIDDEN), nn.GELU(), last)
         self.requires_grad_(False)  # the training of the net does not touch it
 
-    def forward(self, prediction: Prediction, counts: Tensor, mask: Tensor | None) -> Prediction:
-        """Scales the error of a prediction for counts of shape `(m, n_bins)`."""
-        factor = self.log_factor(self.features(prediction, counts, mask))[..., 0].clamp(-1.5, 3.0).exp()
+    def forward(self, prediction: Prediction, mask: Tensor | None) -> Prediction:
+        """Scales the error of a prediction."""
+        factor = self.log_factor(self.features(prediction, mask))[..., 0].clamp(-1.5, 3.0).exp()
         return prediction._replace(factor=prediction.factor * factor[..., None].to(prediction.factor))
 
     @staticmethod
-    def features(prediction: Prediction, counts: Tensor, mask: Tensor | None) -> Tensor:
-        """Computes what the factor depends on, shape `(m, n_bins, 8)`, float32."""
+    def features(prediction: Prediction, mask: Tensor | None) -> Tensor:
+        """Computes what the factor depends on, shape `(m, n_bins, 7)`, float32."""
         rate = prediction.background
         used = torch.ones_like(rate) if mask is None else (~mask).to(rate)
         n_used = used.sum(-1, keepdim=True)
-        deviance = (poisson_deviance(counts.to(rate), rate) * used).sum(-1, keepdim=True)
-        ndf = (n_used - prediction.n_parameters[:, None]).clamp(min=1.0)
-        misfit = ((deviance - ndf) / (2 * ndf).sqrt()).clamp(-3, 12)
         # The share of a bin's Poisson variance that is left in the fit: 1 where the data alone decide.
         leverage = prediction.factor.square().sum(-1) / rate.clamp(min=1e-9)
         position = (torch.arange(rate.shape[1], device=rate.device).to(rate) + 0.5) / rate.shape[1]
         of_spectrum = [
             (1 + rate.sum(-1, keepdim=True)).log() / 10,
             prediction.n_parameters[:, None] / 10,
-            misfit / 3,
             n_used.log() / 5,
         ]
         of_bin = [(1 + rate).log() / 5, (leverage + 1e-4).log() / 3, 4 * position * (1 - position), 1 - used]
@@ -115,7 +111,7 @@ class CalibratedNet(BackgroundNet):
     def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Computes what the net makes of each spectrum before it answers, shape `(m, n_features)`."""
 
-    def calibrated(self, raw: Prediction, features: Tensor, counts: Tensor, mask: Tensor | None) -> Prediction:
+    def calibrated(self, raw: Prediction, features: Tensor, mask: Tensor | None) -> Prediction:
         """Scales the errors of a prediction and adds the novelty of the spectra."""
-        scaled: Prediction = self.error_scale(raw, counts, mask)
+        scaled: Prediction = self.error_scale(raw, mask)
         return scaled._replace(novelty=self.novelty(features).double())

@@ -71,7 +71,7 @@ class LearnedBasisNet(CalibratedNet):
     def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002
         """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
         log_rates, basis, weight, features = self._run(counts, mask)
-        return self.calibrated(gaussian_prediction(log_rates[-1], basis, weight), features, counts, mask)
+        return self.calibrated(gaussian_prediction(log_rates[-1], basis, weight), features, mask)
 
     def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Computes the features of the last stage."""

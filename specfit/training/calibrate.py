@@ -70,7 +70,7 @@ def calibrate(
 def _bins(net: BackgroundNet, batch: Batch) -> tuple[Tensor, Tensor]:
     """Returns the features and the pulls of all used bins, shapes `(n, n_features)` and `(n,)`."""
     prediction = net.predict(batch.counts, edges=batch.edges, mask=batch.mask)
-    features = ErrorScale.features(prediction, batch.counts, batch.mask)
+    features = ErrorScale.features(prediction, batch.mask)
     error = prediction.factor.square().sum(-1).sqrt()
     pulls = (prediction.background - batch.background) / error
     used = batch.background > USED_ABOVE
