@@ -84,7 +84,8 @@ def load(path: str | Path | None = None) -> Checkpoint:
     """Reads a checkpoint.
 
     Args:
-        path: A `.safetensors` file, or the folder of a training run. None takes the shipped default.
+        path: A `.safetensors` file, the folder of a training run, or the name of a shipped checkpoint without its
+            ending. None takes the shipped default.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -93,6 +94,9 @@ def load(path: str | Path | None = None) -> Checkpoint:
     path = folder("checkpoints") / DEFAULT if path is None else Path(path)
     if path.is_dir():
         path = path / IN_A_RUN
+    shipped = folder("checkpoints") / f"{path}.safetensors"
+    if not path.exists() and path.name == str(path) and shipped.is_file():
+        path = shipped
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} does not exist; `specfit train` makes one")
     header, weights = _read(path)

@@ -164,7 +164,8 @@ class SpectrumFitter:
             f"edges: this checkpoint fits {len(own) - 1} bins from {own[0]:g} to {own[-1]:g}, "
             f"the spectrum has {len(edges) - 1} bins from {edges[0]:g} to {edges[-1]:g}; train a net for them with "
             f"`specfit train experiment=quick name=mine edges=FILE data.generator.unit={_turn_on_unit(spectrum):.2g} "
-            f"'data.generator.total=[{low:g},{high:g}]'`, then use it with `--checkpoint runs/mine`"
+            f"'data.generator.total=[{low:g},{high:g}]'`, then use it with `--checkpoint runs/mine`; "
+            "or use the shipped net for any edges, which is still learning, with `--checkpoint any_binning`"
         )
 
 

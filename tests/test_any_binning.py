@@ -130,3 +130,30 @@ def test_a_window_that_is_left_out_does_not_run_away(masked, batch):
     mask[:, list(masked)] = True
     background = net.predict(steep.round(), mask=mask).background
     assert ((background / steep).log().abs() < 3).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "atlas_dilepton_ee_13TeV_139fb_PLB796_68",
+        "cms_dijet_13TeV_137fb_JHEP05_2020_033",
+        "cms_fourjet_13TeV_138fb_JHEP07_2023_161",
+        "cms_dimuon_1b_13TeV_138fb_JHEP10_2023_043",
+        "cms_pfdijet_2016BtoH_36p4fb_10GeVbins_turnon_analysis_input",
+        "cms_caloscouting_2015D_1p9fb_5GeVbins_turnon_analysis_input",
+        "cms_mttbar_muo_t0B1_L1chi2lo_mtt_13TeV_2p6fb_B2G16015",
+    ],
+)
+def test_the_shipped_net_fits_measured_spectra_that_it_never_saw(name, spectra_folder):
+    fit = SpectrumFitter.from_checkpoint("any_binning").fit(spectra_folder / f"{name}.csv")
+    assert bool(fit.converged)
+    assert 0.01 < fit.p_value < 0.999
+    assert fit.significance[[0, -1]].abs().max() < 4
+
+
+def test_the_shipped_net_flags_a_spectrum_of_peaks(spectra_folder):
+    fit = SpectrumFitter.from_checkpoint("any_binning").fit(
+        spectra_folder / "cms_opendata_dimuon_2012_8TeV_0to120GeV.csv"
+    )
+    assert not bool(fit.converged)
+    assert "disagree with the data" in fit.message

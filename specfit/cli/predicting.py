@@ -27,7 +27,8 @@ def predict(
         typer.Option(help="Bin edges where the file has none: `lo:hi:n`, `lo:hi:n:log` or a file.", metavar="EDGES"),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="A checkpoint or the folder of a training run; else the shipped net.")
+        str | None,
+        typer.Option(help="A checkpoint, a run's folder, or `any_binning`; else the shipped net."),
     ] = None,
     out: Annotated[
         str | None, typer.Option(help="Where the background goes; else beside FILE as NAME_background.")

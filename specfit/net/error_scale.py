@@ -38,7 +38,7 @@ class ErrorScale(nn.Module):
 
     def forward(self, prediction: Prediction, mask: Tensor | None) -> Prediction:
         """Scales the error of a prediction."""
-        factor = self.log_factor(self.features(prediction, mask))[..., 0].clamp(-1.5, 3.0).exp()
+        factor = self.log_factor(self.features(prediction, mask))[..., 0].clamp(-4.0, 4.0).exp()
         return prediction._replace(factor=prediction.factor * factor[..., None].to(prediction.factor))
 
     @staticmethod

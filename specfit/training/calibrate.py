@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Calibration", "calibrate"]
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from specfit.net.error_scale import CalibratedNet, ErrorScale
 from specfit.randomness import independent_rng
 
 BATCH, STEPS, BINS_A_STEP, LEARNING_RATE = 256, 1500, 8192, 3e-3
-# Beyond this a calibrated pull counts linearly and no longer squared, so that a few spectra do not decide for all; the
-# widths that are reported leave out what is larger still.
-HUBER_DELTA, LARGEST_PULL = 3.0, 6.0
+BINS_AT_A_TIME = 1_000_000
+# Pulls are taken to follow Student's distribution with so many degrees of freedom: a net that misses some spectra by
+# far is not calibrated on those. The widths that are reported leave out what is larger still.
+DEGREES, LARGEST_PULL = 4.0, 6.0
+ONE_SIGMA = 0.6827
 SIMULATED_QUANTILE = 0.999
 
 
@@ -40,7 +42,8 @@ def calibrate(
 ) -> Calibration | None:
     """Learns the net's error scale and its novelty from pure backgrounds; None for nets that have neither.
 
-    The logarithm of the factor on a bin's error minimises the likelihood of the pulls, Gaussian with Huber's tails.
+    The logarithm of the factor on a bin's error maximises the likelihood of the pulls; a common factor then makes
+    68.27 % of them lie within one error.
 
     Args:
         net: A trained net; changed in place.
@@ -95,11 +98,14 @@ def _learn_scale(scale: ErrorScale, features: Tensor, pulls: Tensor, *, rng: tor
             some = torch.randint(len(pulls), (BINS_A_STEP,), generator=rng)
             log_factor = scale.log_factor(features[some])[..., 0]
             scaled = pulls[some] * (-log_factor).exp()
-            loss = log_factor.mean() + torch.nn.functional.huber_loss(
-                scaled, torch.zeros_like(scaled), delta=HUBER_DELTA
-            )
+            loss = (log_factor + (DEGREES + 1) / 2 * torch.log1p(scaled.square() / DEGREES)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     scale.requires_grad_(False)
+    with torch.no_grad():
+        scaled = (pulls * (-scale.log_factor(features)[..., 0]).exp()).abs()
+        within = torch.stack([part.quantile(ONE_SIGMA) for part in scaled.split(BINS_AT_A_TIME)]).mean()
+        last = cast(torch.nn.Linear, scale.log_factor[-1])
+        last.bias.add_(within.log())
