@@ -23,9 +23,9 @@ from specfit.generator import SpectrumGenerator
 from specfit.randomness import independent_rng
 
 CHUNK = 8192
+"""Spectra that are drawn from one seed."""
 # What is stored of a batch.
 CONTENTS = ("counts", "background", "signal")
-"""Spectra that are drawn from one seed."""
 
 
 def write_dataset(

@@ -5,9 +5,10 @@ A fit is not converged if
 - it gave no finite positive background,
 - the data that it believed disagree with it beyond chance (`LEAST_P_VALUE`),
 - the refit took so much for signal that hardly anything is left to tell the background from (`MOST_MASKED`), or
-- the net has seen nothing like the spectrum (its novelty is above `MOST_NOVEL`): a comb, a peak over half of the range.
+- the net has seen nothing like the spectrum (its novelty is above `MOST_NOVEL`).
 
-Each comes with what to do about it.
+Each comes with what to do about it. A single smooth peak that fills its window is a smooth spectrum like many that a
+net learned from, and passes.
 """
 
 from __future__ import annotations

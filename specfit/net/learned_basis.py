@@ -53,7 +53,7 @@ class LearnedBasisNet(CalibratedNet):
         *,
         n_basis: Sequence[int] = (14, 10),
         width: int = 101,
-        hidden: int = 128,
+        hidden: int = 192,
         depth: int = 2,
     ) -> None:
         arguments = {"n_bins": n_bins, "n_basis": list(n_basis), "width": width, "hidden": hidden, "depth": depth}
