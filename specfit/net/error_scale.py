@@ -15,14 +15,14 @@ __all__ = ["CalibratedNet", "ErrorScale", "Novelty"]
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from specfit.net.base import BackgroundNet, Prediction
 
-N_FEATURES, HIDDEN = 7, 24
+N_OF_SPECTRUM, N_OF_BIN, HIDDEN = 3, 4, 24
 
 
 class ErrorScale(nn.Module):
@@ -33,30 +33,32 @@ class ErrorScale(nn.Module):
         last = nn.Linear(HIDDEN, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.log_factor = nn.Sequential(nn.Linear(N_FEATURES, HIDDEN), nn.GELU(), last)
+        self.log_factor = nn.Sequential(nn.Linear(N_OF_SPECTRUM + N_OF_BIN, HIDDEN), nn.GELU(), last)
         self.requires_grad_(False)  # the training of the net does not touch it
 
     def forward(self, prediction: Prediction, mask: Tensor | None) -> Prediction:
         """Scales the error of a prediction."""
-        factor = self.log_factor(self.features(prediction, mask))[..., 0].clamp(-4.0, 4.0).exp()
-        return prediction._replace(factor=prediction.factor * factor[..., None].to(prediction.factor))
+        first, last = cast(nn.Linear, self.log_factor[0]), self.log_factor[2]
+        of_spectrum, of_bin = self.features(prediction, mask)
+        n = of_spectrum.shape[-1]
+        # The first layer on both kinds of features, without repeating those of the spectrum in every bin.
+        hidden = nn.functional.linear(of_bin, first.weight[:, n:])  # (m, n_bins, HIDDEN)
+        hidden += nn.functional.linear(of_spectrum, first.weight[:, :n], first.bias)[:, None]
+        factor = last(nn.functional.gelu(hidden)).clamp(-4.0, 4.0).exp()
+        return prediction._replace(factor=prediction.factor * factor.to(prediction.factor))
 
     @staticmethod
-    def features(prediction: Prediction, mask: Tensor | None) -> Tensor:
-        """Computes what the factor depends on, shape `(m, n_bins, 7)`, float32."""
+    def features(prediction: Prediction, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Computes what the factor depends on: of each spectrum, `(m, 3)`, and each bin, `(m, n_bins, 4)`, float32."""
         rate = prediction.background
         used = torch.ones_like(rate) if mask is None else (~mask).to(rate)
-        n_used = used.sum(-1, keepdim=True)
         # The share of a bin's Poisson variance that is left in the fit: 1 where the data alone decide.
         leverage = prediction.factor.square().sum(-1) / rate.clamp(min=1e-9)
         position = (torch.arange(rate.shape[1], device=rate.device).to(rate) + 0.5) / rate.shape[1]
-        of_spectrum = [
-            (1 + rate.sum(-1, keepdim=True)).log() / 10,
-            prediction.n_parameters[:, None] / 10,
-            n_used.log() / 5,
-        ]
-        of_bin = [(1 + rate).log() / 5, (leverage + 1e-4).log() / 3, 4 * position * (1 - position), 1 - used]
-        return torch.stack([t.expand_as(rate) for t in of_spectrum + of_bin], -1).float()
+        of_spectrum = [(1 + rate.sum(-1)).log() / 10, prediction.n_parameters / 10, used.sum(-1).log() / 5]
+        middle = (4 * position * (1 - position)).expand_as(rate)
+        of_bin = [(1 + rate).log() / 5, (leverage + 1e-4).log() / 3, middle, 1 - used]
+        return torch.stack(of_spectrum, -1).float(), torch.stack(of_bin, -1).float()
 
 
 class Novelty(nn.Module):

@@ -31,7 +31,7 @@ from specfit.net.base import Prediction
 from specfit.net.dense import Trunk
 from specfit.net.error_scale import CalibratedNet
 from specfit.net.pixelize import FlattenHistogramAndNormalize
-from specfit.net.posterior import LARGEST_LOG_SCALE, gaussian_prediction, posterior_mode
+from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, gaussian_prediction, posterior_mode
 
 GATE_FEATURES = 64
 
@@ -88,7 +88,8 @@ class LearnedBasisNet(CalibratedNet):
             if mask is not None:
                 weight = weight.masked_fill(mask, 0.0)
             log_mean = log_rates[-1] + mean
-            log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
+            settled = None if part is self.parts[-1] else SETTLED_TO_READ
+            log_rates.append(posterior_mode(log_mean, basis, data, weight=weight, settled=settled))
             seen = log_rates[-1].exp().float()
         return log_rates[1:], basis, weight, features
 

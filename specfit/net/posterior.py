@@ -19,13 +19,16 @@ from specfit.net.base import Prediction
 LARGEST_STEP, LOG_RATES = 2.0, (-30.0, 30.0)
 # The learned scale of a basis stays below e to this.
 LARGEST_LOG_SCALE = 4.0
-# All spectra take the fewest steps together; those that still move by more standard errors go on to the most.
-FEWEST_STEPS, MOST_STEPS, SETTLED = 2, 30, 0.03
+# All spectra take the fewest steps together; those that still move by more standard errors go on to the most. What is
+# only read by the next stage of a net need not be as settled as an answer.
+FEWEST_STEPS, MOST_STEPS, SETTLED, SETTLED_TO_READ = 2, 30, 0.03, 0.3
 # Beyond this distance from its mode, in standard errors, a spectrum gives no gradient.
 UNSETTLED = 0.3
 
 
-def posterior_mode(log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: Tensor) -> Tensor:
+def posterior_mode(
+    log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: Tensor, settled: float | None = None
+) -> Tensor:
     """Finds the most probable log rate for a basis on it, by damped Newton steps in its coefficients c.
 
     Every spectrum is followed until it no longer moves. Gradients are those of the mode itself, by the implicit
@@ -36,11 +39,15 @@ def posterior_mode(log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: T
         basis: Directions on the log rate, shape `(m, n_bins, k)`, float64; c has a unit normal prior.
         counts: Observed events, shape `(m, n_bins)`, float64.
         weight: How far each bin is believed, shape `(m, n_bins)`, from 0 (left out exactly) to 1.
+        settled: A spectrum is done when its last step moved no bin by more of its standard errors;
+            None: few enough for an answer.
 
     Returns:
         Log of the expected events at the mode, shape `(m, n_bins)`.
     """
-    log_rate: Tensor = _PosteriorMode.apply(log_mean, basis, counts, weight)  # type: ignore[no-untyped-call]
+    log_rate: Tensor = _PosteriorMode.apply(  # type: ignore[no-untyped-call]
+        log_mean, basis, counts, weight, SETTLED if settled is None else settled
+    )
     return log_rate
 
 
@@ -48,8 +55,8 @@ class _PosteriorMode(torch.autograd.Function):
     r"""The mode solves :math:`F(c) = B^T w (d - e^{m + B c}) - c = 0`, whose derivative is the negative precision."""
 
     @staticmethod
-    def forward(ctx: Any, log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
-        c, log_rate = _newton(log_mean, basis, counts, weight)
+    def forward(ctx: Any, log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor, settled: float) -> Tensor:
+        c, log_rate = _newton(log_mean, basis, counts, weight, settled=settled)
         ctx.save_for_backward(basis, counts, weight, log_rate, c)
         return log_rate
 
@@ -72,10 +79,12 @@ class _PosteriorMode(torch.autograd.Function):
         to_mean, to_basis, to_weight = (
             torch.where(settled.view(-1, *[1] * (t.ndim - 1)), t, 0.0).nan_to_num(0.0, 0.0, 0.0) for t in parts
         )
-        return to_mean, to_basis, None, to_weight
+        return to_mean, to_basis, None, to_weight, None
 
 
-def _newton(log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _newton(
+    log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor, *, settled: float
+) -> tuple[Tensor, Tensor]:
     """Returns the coefficients `(m, k, 1)` and the log rates `(m, n_bins)` at the mode."""
     c = basis.new_zeros(basis.shape[0], basis.shape[2], 1)
     log_rate = log_mean.clamp(*LOG_RATES)
@@ -92,7 +101,7 @@ def _newton(log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor) -> 
         log_rate[rows] = (log_rate[rows] + damping * moved).clamp(*LOG_RATES)
         if done < FEWEST_STEPS:
             continue
-        is_open = (moved.square() * w * rate).amax(1) > SETTLED**2
+        is_open = (moved.square() * w * rate).amax(1) > settled**2
         if not is_open.any():
             break
         rows = is_open.nonzero()[:, 0] if isinstance(rows, slice) else rows[is_open]
@@ -119,6 +128,7 @@ def gaussian_prediction(log_rate: Tensor, basis: Tensor, weight: Tensor) -> Pred
     """
     rate = log_rate.exp()
     cholesky = precision_cholesky(basis, weight * rate)
-    half = torch.linalg.solve_triangular(cholesky, basis.mT, upper=False).mT  # (m, n_bins, k)
+    inverse = torch.linalg.solve_triangular(cholesky, torch.eye(basis.shape[2]).to(basis), upper=False)
+    half = basis @ inverse.mT  # (m, n_bins, k)
     n_parameters = (half.square().sum(-1) * weight * rate).sum(-1)
     return Prediction(rate, half * rate[..., None], n_parameters, torch.zeros_like(n_parameters))

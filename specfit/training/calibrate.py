@@ -73,7 +73,8 @@ def calibrate(
 def _bins(net: BackgroundNet, batch: Batch) -> tuple[Tensor, Tensor]:
     """Returns the features and the pulls of all used bins, shapes `(n, n_features)` and `(n,)`."""
     prediction = net.predict(batch.counts, edges=batch.edges, mask=batch.mask)
-    features = ErrorScale.features(prediction, batch.mask)
+    of_spectrum, of_bin = ErrorScale.features(prediction, batch.mask)
+    features = torch.cat([of_spectrum[:, None].expand(*of_bin.shape[:2], -1), of_bin], -1)
     error = prediction.factor.square().sum(-1).sqrt()
     pulls = (prediction.background - batch.background) / error
     used = batch.background > USED_ABOVE
