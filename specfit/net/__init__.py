@@ -10,9 +10,11 @@ __all__ = [
     "NETS",
     "AnyBinningNet",
     "BackgroundNet",
+    "CalibratedNet",
     "DenseNet",
     "FlattenHistogramAndNormalize",
     "LearnedBasisNet",
+    "LocalModel",
     "PixelLinear",
     "Prediction",
     "TalkNet",
@@ -20,8 +22,9 @@ __all__ = [
 ]
 
 from specfit.net.any_binning import AnyBinningNet
-from specfit.net.base import BackgroundNet, Prediction
+from specfit.net.base import BackgroundNet, LocalModel, Prediction
 from specfit.net.dense import DenseNet, TalkNet
+from specfit.net.error_scale import CalibratedNet
 from specfit.net.learned_basis import LearnedBasisNet
 from specfit.net.loss import significance_loss
 from specfit.net.pixelize import FlattenHistogramAndNormalize, PixelLinear

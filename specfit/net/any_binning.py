@@ -20,9 +20,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from specfit.net.base import Prediction
+from specfit.net.base import LocalModel, Prediction
 from specfit.net.error_scale import CalibratedNet
-from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, gaussian_prediction, posterior_mode
+from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, posterior_mode
 from specfit.significance import poisson_deviance
 
 # Polynomials of the first estimate, waves of each position feature, half widths of the windows of residuals.
@@ -69,23 +69,21 @@ class AnyBinningNet(CalibratedNet):
 
     def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
         """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
-        log_rates, basis, weight, features = self._run(counts, edges, mask)
-        return self.calibrated(gaussian_prediction(log_rates[-1], basis, weight), features, mask)
+        log_rates, model = self._run(counts, edges, mask)
+        return self.calibrated(model, log_rates[-1], mask)
 
-    def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Computes the mean token of the last pass."""
-        return self._run(counts, edges, mask)[3]
+    def local_model(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> LocalModel:
+        """Computes what the last pass holds for plausible; its features are the mean token."""
+        return self._run(counts, edges, mask)[1]
 
-    def _run(
-        self, counts: Tensor, edges: Tensor | None, mask: Tensor | None
-    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Returns the log rates of each pass, and of the last one basis, weights and mean features `(m, features)`."""
+    def _run(self, counts: Tensor, edges: Tensor | None, mask: Tensor | None) -> tuple[list[Tensor], LocalModel]:
+        """Returns the log rates of each pass, and the local model of the last."""
         data = counts.double()
         edges = _edges_of(data, edges)
         mask = torch.zeros_like(data, dtype=torch.bool) if mask is None else mask
         log_widths = (edges.diff(dim=1) / (edges[:, -1:] - edges[:, :1])).log()
         fixed, log_total = _position_features(edges, log_widths), _log_total(data, mask)
-        log_rates, basis, weight, features = [_first_estimate(data, log_widths, mask)], data, data, data
+        log_rates, models = [_first_estimate(data, log_widths, mask)], []
         for i in range(self.passes):
             seen = _estimate_features(data, log_rates[-1], log_widths, log_total, mask)
             residuals = _residual_features(data, log_rates[-1], mask)
@@ -98,8 +96,9 @@ class AnyBinningNet(CalibratedNet):
                 torch.sigmoid(self.belief(torch.cat([tokens, residuals], -1))[..., 0]).double().masked_fill(mask, 0.0)
             )
             log_mean = log_rates[-1] + self.mean(tokens)[..., 0]
+            models.append(LocalModel(log_mean, basis, weight, features))
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
-        return log_rates[1:], basis, weight, features
+        return log_rates[1:], models[-1]
 
 
 def _edges_of(data: Tensor, edges: Tensor | None) -> Tensor:

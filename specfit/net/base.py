@@ -6,7 +6,7 @@ binning reads the edges beside the counts.
 
 from __future__ import annotations
 
-__all__ = ["BackgroundNet", "Prediction"]
+__all__ = ["BackgroundNet", "LocalModel", "Prediction"]
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -27,6 +27,19 @@ class Prediction(NamedTuple):
     """Effective number of parameters that the data determined, shape `(m,)`."""
     novelty: Tensor
     """How unlike anything simulated the spectrum is: above 1 hardly any simulated one comes; shape `(m,)`."""
+
+
+class LocalModel(NamedTuple):
+    """What a net holds for plausible around a spectrum: log rate = log_mean + basis c, c of unit normal prior."""
+
+    log_mean: Tensor
+    """Log of the expected events for c = 0, shape `(m, n_bins)`, float64."""
+    basis: Tensor
+    """Directions on the log rate, shape `(m, n_bins, k)`, float64."""
+    weight: Tensor
+    """How far each bin is believed, from 0 to 1, shape `(m, n_bins)`; masked bins 0."""
+    features: Tensor
+    """What the net made of the spectrum before it answered, shape `(m, n_features)`."""
 
 
 class BackgroundNet(nn.Module, ABC):

@@ -20,7 +20,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from specfit.net.base import BackgroundNet, Prediction
+from specfit.net.base import BackgroundNet, LocalModel, Prediction
+from specfit.net.posterior import gaussian_prediction
 
 N_OF_SPECTRUM, N_OF_BIN, HIDDEN = 3, 4, 24
 
@@ -101,7 +102,7 @@ class CalibratedNet(BackgroundNet):
 
     Args:
         n_bins: Number of bins, or None for any.
-        n_features: Size of `features`.
+        n_features: Size of the features of a local model.
         arguments: The constructor's arguments as plain data.
     """
 
@@ -110,10 +111,11 @@ class CalibratedNet(BackgroundNet):
         self.error_scale, self.novelty = ErrorScale(), Novelty(n_features)
 
     @abstractmethod
-    def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Computes what the net makes of each spectrum before it answers, shape `(m, n_features)`."""
+    def local_model(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> LocalModel:
+        """Computes what the last stage holds for plausible; arguments as for `predict`."""
 
-    def calibrated(self, raw: Prediction, features: Tensor, mask: Tensor | None) -> Prediction:
-        """Scales the errors of a prediction and adds the novelty of the spectra."""
+    def calibrated(self, model: LocalModel, log_rate: Tensor, mask: Tensor | None) -> Prediction:
+        """Computes the prediction at the mode of a local model, its errors scaled, with the novelty of the spectra."""
+        raw = gaussian_prediction(log_rate, model.basis, model.weight)
         scaled: Prediction = self.error_scale(raw, mask)
-        return scaled._replace(novelty=self.novelty(features).double())
+        return scaled._replace(novelty=self.novelty(model.features).double())

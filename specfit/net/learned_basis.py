@@ -27,11 +27,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from specfit.net.base import Prediction
+from specfit.net.base import LocalModel, Prediction
 from specfit.net.dense import Trunk
 from specfit.net.error_scale import CalibratedNet
 from specfit.net.pixelize import FlattenHistogramAndNormalize
-from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, gaussian_prediction, posterior_mode
+from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, posterior_mode
 
 GATE_FEATURES = 64
 
@@ -70,28 +70,28 @@ class LearnedBasisNet(CalibratedNet):
 
     def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002
         """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
-        log_rates, basis, weight, features = self._run(counts, mask)
-        return self.calibrated(gaussian_prediction(log_rates[-1], basis, weight), features, mask)
+        log_rates, model = self._run(counts, mask)
+        return self.calibrated(model, log_rates[-1], mask)
 
-    def features(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Computes the features of the last stage."""
-        return self._run(counts, mask)[3]
+    def local_model(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> LocalModel:  # noqa: ARG002
+        """Computes what the last stage holds for plausible."""
+        return self._run(counts, mask)[1]
 
-    def _run(self, counts: Tensor, mask: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Returns the log rates of each stage, and of the last one basis, weights and features `(m, hidden)`."""
+    def _run(self, counts: Tensor, mask: Tensor | None) -> tuple[list[Tensor], LocalModel]:
+        """Returns the log rates of each stage, and the local model of the last."""
         data, counts = counts.double(), counts.float()
         total = counts.sum(-1, keepdim=True).clamp(min=1.0)
-        log_rates = [(total / data.shape[1]).log().double().expand_as(data)]
-        seen, weight, features = counts, torch.ones_like(data), counts
+        log_rates, models = [(total / data.shape[1]).log().double().expand_as(data)], []
+        seen = counts
         for part in self.parts:
             mean, basis, weight, features = part(seen, (counts - seen) / seen.clamp(min=1.0).sqrt())
             if mask is not None:
                 weight = weight.masked_fill(mask, 0.0)
-            log_mean = log_rates[-1] + mean
+            models.append(LocalModel(log_rates[-1] + mean, basis, weight, features))
             settled = None if part is self.parts[-1] else SETTLED_TO_READ
-            log_rates.append(posterior_mode(log_mean, basis, data, weight=weight, settled=settled))
+            log_rates.append(posterior_mode(*models[-1][:2], data, weight=weight, settled=settled))
             seen = log_rates[-1].exp().float()
-        return log_rates[1:], basis, weight, features
+        return log_rates[1:], models[-1]
 
 
 class _Stage(nn.Module):

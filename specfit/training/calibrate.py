@@ -87,7 +87,7 @@ def _width(pulls: Tensor) -> float:
 
 @torch.no_grad()
 def _features(net: CalibratedNet, batch: Batch) -> Tensor:
-    return net.features(batch.counts, edges=batch.edges, mask=batch.mask)
+    return net.local_model(batch.counts, edges=batch.edges, mask=batch.mask).features
 
 
 def _learn_scale(scale: ErrorScale, features: Tensor, pulls: Tensor, *, rng: torch.Generator) -> None:
