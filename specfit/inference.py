@@ -23,6 +23,7 @@ from specfit.fitter import Refit, refit_talk, refit_windows
 from specfit.guard import judge
 from specfit.masks import bridged, left_out_bins
 from specfit.net import BackgroundNet, Prediction
+from specfit.parallel import on_all_cores
 from specfit.spectrum import Spectrum
 
 RefitRule = Literal["windows", "talk"] | bool | None
@@ -95,10 +96,8 @@ class SpectrumFitter:
         self._check_edges(read)
         counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
         scale = read.content_per_event.view(-1, 1)
-        results = [
-            self._fit_some(n, out, read.edges, rule)
-            for n, out in zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts / scale, left_out)), strict=True)
-        ]
+        pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts / scale, left_out)), strict=True)
+        results = on_all_cores(lambda piece: self._fit_some(*piece, read.edges, rule), pieces)
         prediction = Prediction(*(torch.cat(parts) for parts in zip(*(p for p, _ in results), strict=True)))
         masks, iterations = (torch.cat([getattr(r, name) for _, r in results]) for name in ("mask", "iterations"))
         converged, reasons = judge(counts / scale, prediction, mask=masks, left_out=left_out)
@@ -116,7 +115,6 @@ class SpectrumFitter:
             message="; ".join([results[0][1].message, *note, *reasons]),
         )
 
-    @torch.no_grad()
     def _fit_some(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
         counts, edges, left_out = (t.to(self.device) for t in (counts, edges, left_out))
         if left_out.any():

@@ -21,7 +21,7 @@ LARGEST_STEP, LOG_RATES = 2.0, (-30.0, 30.0)
 LARGEST_LOG_SCALE = 4.0
 # All spectra take the fewest steps together; those that still move by more standard errors go on to the most. What is
 # only read by the next stage of a net need not be as settled as an answer.
-FEWEST_STEPS, MOST_STEPS, SETTLED, SETTLED_TO_READ = 2, 30, 0.03, 0.3
+FEWEST_STEPS, MOST_STEPS, SETTLED, SETTLED_TO_READ = 2, 30, 0.03, 1.0
 # Beyond this distance from its mode, in standard errors, a spectrum gives no gradient.
 UNSETTLED = 0.3
 

@@ -56,9 +56,7 @@ class SignalHypotheses:
         return SignalHypotheses(self.mass[chosen], self.width[chosen], self.templates[chosen])
 
 
-def gaussian_hypotheses(
-    edges: ArrayLike, *, width: Width = 0.05, mass: ArrayLike | None = None
-) -> SignalHypotheses:
+def gaussian_hypotheses(edges: ArrayLike, *, width: Width = 0.05, mass: ArrayLike | None = None) -> SignalHypotheses:
     """Makes Gaussian signals on a grid of masses.
 
     Args:
