@@ -1,4 +1,4 @@
-r"""The chain of a search: one batch of spectra in, a yield with its error and a local significance for every hypothesis.
+r"""The chain of a search: spectra in, a yield with its error and a local significance for every hypothesis out.
 
 For each hypothesis
 
@@ -8,15 +8,13 @@ For each hypothesis
 3. where the signal is larger than half a standard deviation, again from 1, so that it no longer pulls the net.
 
 The local significance is :math:`\pm\sqrt{q_0}`, from the likelihoods with and without the signal around the same local
-model; it and the error of the yield carry the net's calibration (`specfit.net.error_scale`), which widens the share of
-the background in them.
-
-Everything that a search does with pseudo-experiments runs this chain on each.
+model. It and the error of the yield carry the net's calibration (`specfit.net.error_scale`), which widens the share of
+the background in them. Everything that a search does with pseudo-experiments runs this chain on each.
 """
 
 from __future__ import annotations
 
-__all__ = ["Chain", "ChainResult"]
+__all__ = ["Chain", "ChainResult", "Rows"]
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,9 +22,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
 from specfit.net import CalibratedNet, LocalModel
 from specfit.net.posterior import gaussian_prediction, posterior_mode
+from specfit.parallel import on_all_cores
 from specfit.search.hypotheses import SignalHypotheses
 from specfit.search.joint_fit import TINY, JointFit, fit_jointly
 
@@ -34,8 +34,10 @@ from specfit.search.joint_fit import TINY, JointFit, fit_jointly
 SEEN_ABOVE, MOST_PASSES = 0.5, 4
 # A row of spectrum and hypothesis is done when its signal moved by less of its standard errors.
 SETTLED = 0.05
-# Rows of spectrum and hypothesis that are fitted together: what keeps a processor's cache.
-ROWS_AT_A_TIME, LARGEST_SHARE = 2048, 10.0
+# A deficit multiplies what the net sees by no more than this.
+LARGEST_SHARE = 10.0
+# Rows of spectrum and hypothesis that are fitted together, and spectra that the net sees together.
+ROWS_AT_A_TIME, SPECTRA_AT_A_TIME = 2048, 1024
 
 
 class ChainResult(NamedTuple):
@@ -47,10 +49,34 @@ class ChainResult(NamedTuple):
     """Standard error of the yield, the background's included, shape `(m, h)`."""
     local_z: Tensor
     """Signed local significance, shape `(m, h)`."""
-    background: Tensor
-    """Background under each hypothesis, shape `(m, h, n_bins)`, or empty if not asked for."""
-    others: Tensor
-    """Yields of the known peaks, shape `(m, h, q)`."""
+
+
+class Rows(NamedTuple):
+    """Everything that the chain knows of each spectrum with each hypothesis, m h rows, the hypotheses of one together."""
+
+    data: Tensor
+    """Events, shape `(m h, n_bins)`."""
+    columns: Tensor
+    """Templates, the tested one first, then the known peaks, shape `(m h, 1 + q, n_bins)`."""
+    model: LocalModel
+    """What the net holds for plausible without the signal."""
+    fit: JointFit
+    """Background and signals together."""
+    without: JointFit
+    """The same model without the tested signal."""
+    widening: Tensor
+    """By how much the net's calibration widens the error of the tested yield, shape `(m h,)`."""
+
+    @property
+    def error(self) -> Tensor:
+        """Standard error of the tested yield, shape `(m h,)`."""
+        return self.fit.covariance[:, 0, 0].sqrt() * self.widening
+
+    @property
+    def local_z(self) -> Tensor:
+        """Signed local significance, shape `(m h,)`."""
+        q0 = (2 * (self.without.nll - self.fit.nll)).clamp(min=0.0)
+        return self.fit.yields[:, 0].sign() * q0.sqrt() / self.widening
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +84,14 @@ class Chain:
     """Background by a net and signal by a column, fitted together at every hypothesis.
 
     Args:
-        fitter: A net with a local model, on its edges.
+        fitter: Its net has a local model (`net=learned_basis` or `any_binning`).
         edges: Bin edges of the spectra, shape `(n_bins + 1,)`.
         hypotheses: What is looked for.
-        known: Templates of peaks that are fitted in every hypothesis beside it, shape `(q, n_bins)`.
+        known: Templates of peaks that are fitted beside every hypothesis, shape `(q, n_bins)`.
         mask: True for bins to leave out, shape `(n_bins,)`.
+
+    Raises:
+        InputError: The net has no local model.
     """
 
     fitter: SpectrumFitter
@@ -71,80 +100,91 @@ class Chain:
     known: Tensor
     mask: Tensor
 
-    @torch.no_grad()
-    def __call__(self, counts: Tensor, *, with_background: bool = False) -> ChainResult:
+    def __post_init__(self) -> None:
+        if not isinstance(self.fitter.net, CalibratedNet):
+            kind = type(self.fitter.net).__name__
+            raise InputError(
+                f"checkpoint: {kind} gives a background without saying what else is plausible, which a signal is "
+                "fitted beside; take a net=learned_basis or net=any_binning"
+            )
+
+    def __call__(self, counts: Tensor) -> ChainResult:
         """Runs the chain on counts `(m, n_bins)`."""
         at_a_time = max(1, ROWS_AT_A_TIME // len(self.hypotheses))
-        parts = [self._some(some, with_background) for some in counts.double().split(at_a_time)]
+        parts = on_all_cores(self._summary, counts.double().split(at_a_time))
         return ChainResult(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
-    def _some(self, counts: Tensor, with_background: bool) -> ChainResult:
-        m, (h, n) = len(counts), self.hypotheses.templates.shape
-        spectrum = torch.arange(m).repeat_interleave(h)  # of each row of spectrum and hypothesis
+    @torch.no_grad()
+    def rows(self, counts: Tensor) -> Rows:
+        """Runs the chain on counts `(m, n_bins)` and keeps everything; for few spectra."""
+        m, h = len(counts), len(self.hypotheses)
+        spectrum = torch.arange(m).repeat_interleave(h)
         data, columns = counts[spectrum], self._columns().repeat(m, 1, 1)
-        once = self._local_model(counts)
-        fit, free = self._fit(data, LocalModel(*(t[spectrum] for t in once)), columns)
-        fit, free = self._taking_out_signals(data, columns, fit, free)
-        z = fit.yields[:, 0].sign() * (2 * (free - fit.nll)).clamp(min=0.0).sqrt()
-        error, wider = fit.covariance[:, 0, 0].sqrt(), self._widening(counts, once, fit, columns[:, 0])
-        return ChainResult(
-            fit.yields[:, 0].view(m, h),
-            (error * wider).view(m, h),
-            (z / wider).view(m, h),
-            fit.background.view(m, h, n) if with_background else counts.new_zeros(m, h, 0),
-            fit.yields[:, 1:].reshape(m, h, -1),
-        )
+        once = self.local_model(counts)
+        rows = self._fitted(data, columns, LocalModel(*(t[spectrum] for t in once)))
+        rows = self._taking_out_signals(rows)
+        return rows._replace(widening=self._widening(counts, once, rows))
 
-    def _taking_out_signals(
-        self, data: Tensor, columns: Tensor, fit: JointFit, without: Tensor
-    ) -> tuple[JointFit, Tensor]:
-        """Asks the net again without the signals, until they stay; returns the fits and the likelihoods without."""
-        is_seen = fit.yields.abs() > SEEN_ABOVE * fit.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-        rows = is_seen.any(-1).nonzero()[:, 0]
-        for _ in range(MOST_PASSES - 1):
-            if len(rows) == 0:
-                break
-            signal = (columns[rows].mT @ fit.yields[rows, :, None])[..., 0]
-            share = fit.background[rows] / (fit.background[rows] + signal).clamp(min=TINY)
-            # Where the fit expects nothing nothing is known about the share.
-            cleaned = data[rows] * share.clamp(max=LARGEST_SHARE)
-            model = self._local_model(cleaned)
-            new, new_without = self._fit(data[rows], model, columns[rows])
-            moved = (new.yields - fit.yields[rows])[:, 0].abs() / new.covariance[:, 0, 0].sqrt()
-            for whole, part in zip((*fit, without), (*new, new_without), strict=True):
-                whole[rows] = part
-            rows = rows[moved > SETTLED]
-        return fit, without
+    def local_model(self, counts: Tensor) -> LocalModel:
+        """Asks the net what is plausible around counts `(m, n_bins)`."""
+        net, mask = self.fitter.net, self.mask.expand_as(counts)
+        pieces = zip(counts.split(SPECTRA_AT_A_TIME), mask.split(SPECTRA_AT_A_TIME), strict=True)
+        parts = [net.local_model(n, edges=self.edges, mask=k) for n, k in pieces]  # type: ignore[operator]
+        return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
-    def _fit(self, data: Tensor, model: LocalModel, columns: Tensor) -> tuple[JointFit, Tensor]:
-        """Fits with the tested signal; returns with it the likelihood without."""
-        weight = (~self.mask).to(data).expand_as(data)
-        without = fit_jointly(data, model.log_mean, model.basis, columns[:, 1:], weight=weight)
-        start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
-        fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
-        return fit, without.nll
+    def weight(self, like: Tensor) -> Tensor:
+        """Returns 0 for bins that are left out and 1 for others, in the shape of `like`."""
+        return (~self.mask).to(like).expand_as(like)
+
+    def _summary(self, counts: Tensor) -> ChainResult:
+        rows = self.rows(counts)
+        return ChainResult(*(t.view(len(counts), -1) for t in (rows.fit.yields[:, 0], rows.error, rows.local_z)))
 
     def _columns(self) -> Tensor:
         """Returns the templates of each hypothesis, the tested one first, `(h, 1 + q, n_bins)`."""
         tested = self.hypotheses.templates[:, None]
         return torch.cat([tested, self.known.expand(len(tested), -1, -1)], 1)
 
-    def _local_model(self, counts: Tensor) -> LocalModel:
-        net = self.fitter.net
-        mask = self.mask.expand_as(counts)
-        parts = [net.local_model(n, edges=self.edges, mask=k) for n, k in zip(counts.split(1024), mask.split(1024))]
-        return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))
+    def _fitted(self, data: Tensor, columns: Tensor, model: LocalModel) -> Rows:
+        """Fits with and without the tested signal around a local model."""
+        weight = self.weight(data)
+        without = fit_jointly(data, model.log_mean, model.basis, columns[:, 1:], weight=weight)
+        start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
+        fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
+        return Rows(data, columns, model, fit, without, torch.ones_like(fit.nll))
 
-    def _widening(self, counts: Tensor, model: LocalModel, fit: JointFit, template: Tensor) -> Tensor:
-        """Returns by how much the calibration of the background's error widens that of each yield, `(m h,)`."""
-        weight = (~self.mask).to(counts).expand_as(counts)
-        log_rate = posterior_mode(model.log_mean, model.basis, counts, weight=weight)
-        raw = gaussian_prediction(log_rate, model.basis, weight)
-        scaled = self.fitter.net.error_scale(raw, self.mask.expand_as(counts))
-        square = (scaled.factor.square().sum(-1) / raw.factor.square().sum(-1).clamp(min=TINY)) * weight
-        rate = (fit.background + fit.yields.clamp(min=0.0)[:, :1] * template).clamp(min=TINY)
-        information = template.square() / rate * weight.repeat_interleave(len(self.hypotheses), 0)
+    def _taking_out_signals(self, rows: Rows) -> Rows:
+        """Asks the net again without the signals, until they stay."""
+        size = rows.fit.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        moving = (rows.fit.yields.abs() > SEEN_ABOVE * size).any(-1).nonzero()[:, 0]
+        for _ in range(MOST_PASSES - 1):
+            if len(moving) == 0:
+                break
+            old = JointFit(*(t[moving] for t in rows.fit))
+            signal = (rows.columns[moving].mT @ old.yields[..., None])[..., 0]
+            share = old.background / (old.background + signal).clamp(min=TINY)
+            cleaned = rows.data[moving] * share.clamp(max=LARGEST_SHARE)
+            new = self._fitted(rows.data[moving], rows.columns[moving], self.local_model(cleaned))
+            for whole, part in zip(rows[2:5], new[2:5], strict=True):  # model, fit, without
+                for kept, changed in zip(whole, part, strict=True):
+                    kept[moving] = changed
+            moved = (new.fit.yields - old.yields)[:, 0].abs()
+            moving = moving[moved > SETTLED * new.fit.covariance[:, 0, 0].sqrt()]
+        return rows
+
+    def _widening(self, counts: Tensor, once: LocalModel, rows: Rows) -> Tensor:
+        """Returns by how much the calibration of the background's error widens that of each tested yield."""
+        weight, h = self.weight(counts), len(self.hypotheses)
+        log_rate = posterior_mode(once.log_mean, once.basis, counts, weight=weight)
+        raw = gaussian_prediction(log_rate, once.basis, weight)
+        scaled = self.fitter.net.error_scale(raw, self.mask.expand_as(counts))  # type: ignore[operator]
+        variances = (p.factor.square().sum(-1) for p in (scaled, raw))
+        wider = torch.div(*variances).nan_to_num(1.0, 1.0, 1.0).repeat_interleave(h, 0)  # (m h, n_bins)
+        template = rows.columns[:, 0]
+        rate = rows.fit.background + rows.fit.yields[:, :1].clamp(min=0.0) * template
+        information = template.square() / rate.clamp(min=TINY) * weight.repeat_interleave(h, 0)
         total = information.sum(-1).clamp(min=TINY**2)
-        mean = (square.repeat_interleave(len(self.hypotheses), 0) * information).sum(-1) / total
-        of_background = (1 - 1 / (total * fit.covariance[:, 0, 0])).clamp(0.0, 1.0)
+        mean = (wider * information).sum(-1) / total
+        # What a known background would leave of the variance is the signal's own.
+        of_background = (1 - 1 / (total * rows.fit.covariance[:, 0, 0])).clamp(0.0, 1.0)
         return (1 + of_background * (mean - 1)).clamp(min=TINY).sqrt()

@@ -17,7 +17,7 @@ Sources: G. Cowan, K. Cranmer, E. Gross, O. Vitells, arXiv:1007.1727, eqs. 12, 1
 
 from __future__ import annotations
 
-__all__ = ["Discovery", "PValues", "UpperLimit", "cls", "discovery", "upper_limit"]
+__all__ = ["Discovery", "PValues", "UpperLimit", "asymptotic_p_values", "cls", "discovery", "upper_limit"]
 
 import dataclasses
 import math
@@ -248,7 +248,8 @@ class _Test:
     def p_values(self, value: float) -> PValues:
         """Asymptotic p-values."""
         root_q, root_a = self.statistics(value)
-        return PValues(*_p_values(root_q, root_a), tuple(_expected_cls(root_a, band) for band in BANDS))
+        p_values = (float(p) for p in asymptotic_p_values(root_q, root_a))
+        return PValues(*p_values, tuple(_expected_cls(root_a, band) for band in BANDS))
 
     def limits(self, alpha: float) -> tuple[float, tuple[float, ...]]:
         """Asymptotic limits, observed and expected."""
@@ -264,7 +265,7 @@ class _Test:
         return root(lambda value: self._log_cls(value) - math.log(alpha), low, high), expected
 
     def _log_cls(self, value: float) -> float:
-        return math.log(_p_values(*self.statistics(value))[0])
+        return math.log(asymptotic_p_values(*self.statistics(value))[0])
 
     def p_values_of_toys(self, value: float, n_toys: int, rng: torch.Generator) -> PValues:
         """P-values from toys with and without signal."""
@@ -308,10 +309,16 @@ def _moved(best: FitResult, without: ManyFits, nll: float) -> FitResult:
     return dataclasses.replace(best, values=without.values[0], nll=nll)
 
 
-def _p_values(root_q: float, root_a: float) -> tuple[float, float, float]:
-    """CLs, CLs+b and CLb of a statistic, given that of the Asimov data (arXiv:1007.1727, eqs. 65 and 66)."""
-    t = root_q - root_a if root_q <= root_a else (root_q**2 - root_a**2) / (2 * root_a)
-    signal, background = float(scipy.stats.norm.sf(t + root_a)), float(scipy.stats.norm.sf(t))
+def asymptotic_p_values(root_q: Any, root_a: Any) -> tuple[Any, Any, Any]:
+    """Computes CLs, CLs+b and CLb from statistics (arXiv:1007.1727, eqs. 65 and 66).
+
+    Args:
+        root_q: Square root of the statistic of the data, a number or an array.
+        root_a: The same of the Asimov data, positive.
+    """
+    near = root_q <= root_a
+    t = np.where(near, root_q - root_a, (np.square(root_q) - np.square(root_a)) / (2 * root_a))
+    signal, background = scipy.stats.norm.sf(t + root_a), scipy.stats.norm.sf(t)
     return signal / background, signal, background
 
 

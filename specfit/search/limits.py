@@ -1,0 +1,121 @@
+r"""Intervals and limits on the yield of every hypothesis of one spectrum, from its profile likelihood.
+
+The background is fitted again at each yield, around the local model of the best fit. Conventions: `interval` is where
+:math:`2 \Delta \ln L` reaches 1 on each side (MINOS); `upper_limits` follow the CLs rule with
+:math:`\tilde q_\mu` and its asymptotic distributions, expectations from the Asimov data of the background. Likelihood
+differences are divided by the square of the widening that the net's calibration asks for.
+
+Sources: F. James, M. Roos, Comput. Phys. Commun. 10 (1975) 343; Cowan, Cranmer, Gross, Vitells, arXiv:1007.1727;
+A. L. Read, J. Phys. G 28 (2002) 2693.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Limits", "interval", "upper_limits"]
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor
+
+from specfit.search.chain import Rows
+from specfit.search.joint_fit import TINY, fit_jointly
+from specfit.stats.limits import BANDS, asymptotic_p_values
+
+# Halvings of a bracket: the end is found to a thousandth of the first step.
+HALVINGS, MOST_DOUBLINGS = 14, 12
+# Share of the largest content of a template that counts as none.
+NEGLIGIBLE = 1e-3
+
+
+class Limits(NamedTuple):
+    """Upper limits on yields."""
+
+    observed: Tensor
+    """Shape `(h,)`."""
+    expected: Tensor
+    """Without signal, at -2, -1, 0, 1, 2 standard deviations, shape `(h, 5)`."""
+
+
+def interval(rows: Rows, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds how far below and above its best value a yield lies within one standard deviation, shapes `(h,)`."""
+    best = rows.fit.yields[:, 0]
+    curve = _Profile(rows, rows.data, weight)
+
+    def height(value: Tensor) -> Tensor:
+        return curve(value) - 2 * rows.fit.nll / rows.widening**2 - 1
+
+    low, high = (_root(height, best, sign * rows.error).sub(best).abs() for sign in (-1, 1))
+    # Where a bin would have to expect fewer than no events the interval ends.
+    template = rows.columns[:, 0]
+    ratio = rows.fit.background / template.clamp(min=TINY)
+    wall = ratio.masked_fill(template < NEGLIGIBLE * template.amax(1, keepdim=True), torch.inf).amin(1)
+    return torch.minimum(low, (best + wall).clamp(min=0.0)), high
+
+
+def upper_limits(rows: Rows, weight: Tensor, *, level: float) -> Limits:
+    """Finds the yields that the CLs rule excludes.
+
+    Args:
+        rows: Of one spectrum.
+        weight: 0 for bins that are left out, shape `(h, n_bins)`.
+        level: Confidence level.
+    """
+    alpha, best = 1 - level, rows.fit.yields[:, 0]
+    of_data = _Profile(rows, rows.data, weight)
+    background = rows.without.background + _known(rows)
+    of_asimov = _Profile(rows, background, weight)
+    least = torch.where(best > 0, 2 * rows.fit.nll, 2 * rows.without.nll) / rows.widening**2
+    least_of_asimov = of_asimov(torch.zeros_like(best))
+
+    def log_cls(value: Tensor) -> Tensor:
+        q = (of_data(value) - least).clamp(min=0.0)
+        root_a = (of_asimov(value) - least_of_asimov).clamp(min=1e-12).sqrt()
+        p = asymptotic_p_values(q.sqrt().numpy(), root_a.numpy())[0]
+        return torch.from_numpy(np.log(alpha) - np.log(np.maximum(p, 1e-300)))
+
+    observed = _root(log_cls, best.clamp(min=0.0), rows.error)
+    expected = []
+    for band in BANDS:
+        # Without signal CLs is a function of the Asimov statistic alone.
+        height = float(scipy.stats.norm.isf(alpha * scipy.stats.norm.sf(-band))) + band
+        expected.append(
+            _root(lambda v, h=height: of_asimov(v) - least_of_asimov - h**2, torch.zeros_like(best), rows.error)
+        )
+    return Limits(observed, torch.stack(expected, -1))
+
+
+class _Profile:
+    """Twice the negative log-likelihood of data at given yields, fitted again in everything else."""
+
+    def __init__(self, rows: Rows, data: Tensor, weight: Tensor) -> None:
+        self.rows, self.data, self.weight = rows, data, weight
+
+    def __call__(self, value: Tensor) -> Tensor:
+        rows = self.rows
+        model, known = rows.model, rows.columns[:, 1:]
+        held = {"fixed": value[:, None] * rows.columns[:, 0], "start": rows.without}
+        fit = fit_jointly(self.data, model.log_mean, model.basis, known, weight=self.weight, **held)
+        return 2 * fit.nll / rows.widening**2
+
+
+def _known(rows: Rows) -> Tensor:
+    return (rows.columns[:, 1:].mT @ rows.without.yields[..., None])[..., 0]
+
+
+def _root(height: Callable[[Tensor], Tensor], low: Tensor, step: Tensor) -> Tensor:
+    """Finds where a rising function of the distance from `low` passes 0, in the direction of `step`; `(h,)`."""
+    high = low + step
+    for _ in range(MOST_DOUBLINGS):
+        short = height(high) < 0
+        if not short.any():
+            break
+        low, high = torch.where(short, high, low), torch.where(short, high + 2 * (high - low), high)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        short = height(middle) < 0
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return (low + high) / 2

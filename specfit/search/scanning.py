@@ -1,0 +1,211 @@
+"""scan: looks for a signal at every mass of one spectrum, with the whole chain repeated on pseudo-experiments."""
+
+from __future__ import annotations
+
+__all__ = ["BackgroundOnly", "make_chain", "scan"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specfit import checkpoint as checkpoints
+from specfit.arrays import ArrayLike
+from specfit.background_fit import BackgroundFit
+from specfit.errors import InputError
+from specfit.inference import SpectrumFitter
+from specfit.masks import left_out_bins
+from specfit.randomness import independent_rng
+from specfit.search.chain import Chain, Rows
+from specfit.search.hypotheses import SignalHypotheses, Width, gaussian_hypotheses
+from specfit.search.limits import interval, upper_limits
+from specfit.search.look_elsewhere import global_p_value_of_maximum, gross_vitells, significance_vectors
+from specfit.search.result import KnownPeak, ScanResult
+from specfit.search.toys import GlobalPValue, Report, digest, global_p_value, run_pseudo_experiments
+
+# Level of the confidence limits, and upcrossings are counted at this significance.
+LEVEL, UPCROSSINGS_AT = 0.95, 0.5
+
+
+def scan(
+    spectrum: Any,
+    edges: ArrayLike | None = None,
+    *,
+    checkpoint: str | Path | SpectrumFitter | None = None,
+    width: Width = 0.05,
+    mass: ArrayLike | None = None,
+    hypotheses: SignalHypotheses | None = None,
+    known: Sequence[tuple[float, float]] = (),
+    mask: ArrayLike | None = None,
+    n_toys: int = 0,
+    level: float = LEVEL,
+    seed: int = 1,
+    workers: int = 1,
+    scheduler: str | None = None,
+    store: str | Path | None = None,
+    progress: bool | Report = False,
+) -> ScanResult:
+    """Searches one spectrum for a signal on its smooth background.
+
+    Background and signal are fitted together at every hypothesis, so that the error of the background is in every
+    yield, limit and significance.
+
+    Args:
+        spectrum: What `SpectrumFitter.fit` takes, one spectrum.
+        edges: Bin edges for bare counts.
+        checkpoint: A checkpoint, a run's folder, a `SpectrumFitter`, or None for the shipped net.
+        width: Standard deviation of a Gaussian signal: a share of the mass, several, or a function of the mass.
+        mass: Masses to try; None takes steps of half a width through the range.
+        hypotheses: Signals of any shape instead of `width` and `mass` (`template_hypotheses`).
+        known: Peaks, as (mass, standard deviation), that are fitted beside every hypothesis.
+        mask: Bins to leave out, see `SpectrumFitter.fit`.
+        n_toys: Pseudo-experiments without signal on which the whole chain is repeated.
+        level: Confidence level of the limits.
+        seed: Decides the pseudo-experiments.
+        workers: Processes for them; `scheduler`, `store` and `progress`: see `run_pseudo_experiments`.
+        scheduler: Address of a Dask scheduler.
+        store: Folder that keeps them.
+        progress: Whether to draw a bar, or a function that is called with what is done.
+
+    Raises:
+        InputError: What came is not one spectrum, or an argument cannot be used.
+
+    Example:
+        >>> import numpy as np
+        >>> counts = np.round(1e5 * np.exp(-np.arange(50) / 8))
+        >>> counts[20:23] += [90, 180, 90]
+        >>> found = scan(counts, width=0.05)
+        >>> 650 < found.mass[found.best] < 800, found.global_p < 0.05
+        (tensor(True), True)
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level: a number between 0 and 1 is expected, {level:g} came")
+    fitter = checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
+    fit = fitter.fit(spectrum, edges, mask=mask)
+    if fit.spectrum.is_batch:
+        raise InputError(f"spectrum: one is expected, {len(fit.spectrum.counts)} came; `scan_many` takes them all")
+    chain = make_chain(fitter, fit, width=width, mass=mass, hypotheses=hypotheses, known=known, left_out=mask)
+    unit = fit.spectrum.content_per_event
+    rows = chain.rows((fit.spectrum.counts / unit)[None])
+    weight = chain.weight(rows.data)
+    low, high = interval(rows, weight)
+    limits = upper_limits(rows, weight, level=level)
+    best = int(rows.local_z.argmax())
+    toys = None
+    if n_toys:
+        job = BackgroundOnly(chain, (fit.background / unit).clamp(min=0.0))
+        how = {"workers": workers, "scheduler": scheduler, "store": store, "progress": progress}
+        toys = run_pseudo_experiments(job, n_toys, seed=seed, chunk_size=min(100, n_toys), **how).values["local_z"]
+    by, counted = _global_p_values(chain, rows, toys, seed=seed)
+    return ScanResult(
+        spectrum=fit.spectrum,
+        mass=chain.hypotheses.mass,
+        width=chain.hypotheses.width,
+        yields=rows.fit.yields[:, 0] * unit,
+        error=rows.error * unit,
+        error_low=low * unit,
+        error_high=high * unit,
+        local_z=rows.local_z,
+        limit=limits.observed * unit,
+        expected_limits=limits.expected * unit,
+        level=level,
+        global_p=by["toys"] if counted and counted.n_above >= MOST_TRUSTED_BELOW else by["correlation"],
+        global_p_by=by,
+        global_p_interval=None if counted is None else (counted.low, counted.high),
+        n_toys=n_toys,
+        background=rows.fit.background[best] * unit,
+        signal=(rows.columns[best, 0] * rows.fit.yields[best, :1]) * unit,
+        known=_known_peaks(rows, best, known, float(unit)),
+        mask=chain.mask,
+        converged=bool(fit.converged),
+        message=fit.message,
+    )
+
+
+def make_chain(
+    fitter: SpectrumFitter,
+    fit: BackgroundFit,
+    *,
+    width: Width = 0.05,
+    mass: ArrayLike | None = None,
+    hypotheses: SignalHypotheses | None = None,
+    known: Sequence[tuple[float, float]] = (),
+    left_out: ArrayLike | None = None,
+) -> Chain:
+    """Makes the chain of a search for one spectrum (arguments as for `scan`)."""
+    edges = fit.spectrum.edges
+    signals = gaussian_hypotheses(edges, width=width, mass=mass) if hypotheses is None else hypotheses
+    if signals.templates.shape[-1] != fit.spectrum.n_bins:
+        n = signals.templates.shape[-1]
+        raise InputError(f"hypotheses: templates of {n} bins came, the spectrum has {fit.spectrum.n_bins}")
+    out = left_out_bins(fit.spectrum, left_out)[0]
+    seen = (signals.templates * ~out).sum(-1) > LEAST_SEEN * signals.templates.sum(-1)
+    if not seen.any():
+        raise InputError("mask: it covers every signal that was to be looked for; leave some bins")
+    return Chain(fitter, edges, signals[seen], _templates_of(known, edges), out)
+
+
+@dataclass(frozen=True, eq=False)
+class BackgroundOnly:
+    """Pseudo-experiments without signal: Poisson counts of a background, and the whole chain on them.
+
+    Args:
+        chain: The search.
+        background: Expected events per bin, shape `(n_bins,)`.
+    """
+
+    chain: Chain
+    background: Tensor
+    names: tuple[str, ...] = field(default=("local_z",))
+
+    def __call__(self, size: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Draws and searches; the significances of each, shape `(size, h)`."""
+        counts = torch.poisson(self.background.expand(size, -1), generator=rng)
+        found = self.chain(counts)
+        return {name: getattr(found, name) for name in self.names}
+
+    def identity(self) -> dict[str, Any]:
+        """Tells one job from another."""
+        chain = self.chain
+        return {
+            "job": "background only",
+            "net": checkpoints.digest(chain.fitter.net),
+            "search": digest(chain.edges, chain.hypotheses.templates, chain.known, chain.mask),
+            "background": digest(self.background),
+            "names": list(self.names),
+        }
+
+
+def _global_p_values(
+    chain: Chain, rows: Rows, toys: Tensor | None, *, seed: int
+) -> tuple[dict[str, float], GlobalPValue | None]:
+    """Computes the global p-value of the largest excess by every method there are numbers for."""
+    z = rows.local_z.max()
+    best = int(rows.local_z.argmax())
+    model, weight = rows.model, chain.weight(rows.data)
+    vectors = significance_vectors(
+        rows.without.background[best][None],
+        model.basis[best][None],
+        chain.hypotheses.templates,
+        weight[best][None],
+    )
+    by_field = global_p_value_of_maximum(z[None], vectors, rng=independent_rng((seed, 0)))
+    by = {"correlation": float(by_field)}
+    if toys is None:
+        return by, None
+    counted = global_p_value(float(z), toys.amax(1))
+    ordered = toys[:, chain.hypotheses.mass.argsort(stable=True)]
+    return by | {"gross_vitells": gross_vitells(float(z), ordered, level=UPCROSSINGS_AT), "toys": counted.p}, counted
+
+
+def _known_peaks(
+    rows: Rows, best: int, known: Sequence[tuple[float, float]], unit: float
+) -> tuple[KnownPeak, ...]:
+    yields, variances = rows.fit.yields[best, 1:], rows.fit.covariance[best].diagonal()[1:]
+    return tuple(
+        KnownPeak(mass, width, float(n) * unit, float(v.sqrt()) * unit, float(n / v.sqrt()))
+        for (mass, width), n, v in zip(known, yields, variances, strict=True)
+    )
