@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,19 +121,25 @@ def test_the_number_of_threads_changes_nothing_and_stays(undisturbed, threads):
     assert torch.get_num_threads() == 2
 
 
-def test_two_processes_draw_the_same_even_if_one_dies(undisturbed, tmp_path):
-    (tmp_path / "fatal").touch()
-    job = Toys(fatal=str(tmp_path / "fatal"))
-    calls = []
+def test_two_processes_draw_the_same(undisturbed, tmp_path):
+    calls, environment = [], dict(os.environ)
     drawn = run_pseudo_experiments(
-        job, 25, seed=3, chunk_size=4, workers=2, store=tmp_path / "toys", progress=lambda *call: calls.append(call)
+        Toys(), 25, seed=3, chunk_size=4, workers=2, store=tmp_path, progress=lambda *call: calls.append(call)
     )
     assert_same(drawn, undisturbed)
-    assert not (tmp_path / "fatal").exists()
-    assert len(list((tmp_path / "toys").glob("*.npz"))) == 7
+    assert len(list(tmp_path.glob("*.npz"))) == 7
     assert calls[0] == (0, 25)
     assert calls[-1] == (25, 25)
     assert len(calls) == 8
+    assert dict(os.environ) == environment
+
+
+@pytest.mark.slow
+def test_a_worker_may_die(undisturbed, tmp_path):
+    (tmp_path / "fatal").touch()
+    drawn = run_pseudo_experiments(Toys(fatal=str(tmp_path / "fatal")), 25, seed=3, chunk_size=4, workers=2)
+    assert_same(drawn, undisturbed)
+    assert not (tmp_path / "fatal").exists()
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +359,17 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, undisturbed):
 
 
 @pytest.mark.slow
+def test_a_script_without_its_main_guard_is_told_so(tmp_path):
+    text = SCRIPT.format(tests=str(TESTS), store=str(tmp_path / "toys"), workers=2, pause=0)
+    (tmp_path / "run.py").write_text(text.replace('if __name__ == "__main__":', "if True:"))
+    done = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    message = r'InputError: workers: the 2 processes did not start .* below `if __name__ == "__main__":`'
+    assert re.search(message, done.stderr)
+    assert not list((tmp_path / "toys").glob("*.npz"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_many_processes_leaves_none_behind(how, tmp_path, undisturbed):
     words = stop_in_the_middle(tmp_path, how, workers=2)
@@ -365,6 +383,12 @@ def test_stopping_many_processes_leaves_none_behind(how, tmp_path, undisturbed):
         time.sleep(0.1)
     assert not left
     assert_same(resume(tmp_path), undisturbed)
+
+
+def test_what_only_many_workers_need_is_not_loaded():
+    program = "import json, sys, specfit.search\nprint(json.dumps(sorted(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not set(json.loads(answer.stdout)) & {"dask", "distributed", "rich", "tornado", "cryptography"}
 
 
 def test_ctrl_c_without_a_store_says_so():
