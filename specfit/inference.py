@@ -97,7 +97,7 @@ class SpectrumFitter:
         counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
         scale = read.content_per_event.view(-1, 1)
         pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts / scale, left_out)), strict=True)
-        results = on_all_cores(lambda piece: self._fit_some(*piece, read.edges, rule), pieces)
+        results = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], read.edges, rule), pieces)
         prediction = Prediction(*(torch.cat(parts) for parts in zip(*(p for p, _ in results), strict=True)))
         masks, iterations = (torch.cat([getattr(r, name) for _, r in results]) for name in ("mask", "iterations"))
         converged, reasons = judge(counts / scale, prediction, mask=masks, left_out=left_out)

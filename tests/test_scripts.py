@@ -221,3 +221,13 @@ def test_bench_categories_measures_both_toys_without_a_peer(script, json_of):
     assert one["peer ms"] is None
     assert two["combined"] > 0
     assert json_of()["results"]["1-d toy"] == [one]
+
+
+def test_bench_pseudo_experiments_times_every_way(script, json_of):
+    threads = torch.get_num_threads()
+    sizes = ["--chunks", "3", "--chunk-size", "2", "--workers", "1"]
+    rows = script("bench_pseudo_experiments").main([*sizes, *json_of.option])
+    assert torch.get_num_threads() == threads
+    assert [row["way"] for row in rows] == ["plain loop", "in memory", "stored", "read again"]
+    assert json_of()["results"]["rows"] == rows
+    assert all(row["ratio"] == pytest.approx(row["ms_per_chunk"] / rows[0]["ms_per_chunk"]) for row in rows)

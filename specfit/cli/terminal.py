@@ -4,31 +4,8 @@ from __future__ import annotations
 
 __all__ = ["changing_bar", "numbers", "one_line", "progress_bar", "range_of"]
 
-import contextlib
-from collections.abc import Callable, Iterator
-
 from specfit.errors import InputError
-
-
-@contextlib.contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[..., None]]:
-    """Yields what moves a bar: called with how much is done and, if that is known late, of how much."""
-    with changing_bar(label) as move:
-        move(label, 0, total)
-        yield lambda done, size=total: move(label, done, size)
-
-
-@contextlib.contextmanager
-def changing_bar(label: str = "") -> Iterator[Callable[[str, int, int], None]]:
-    """Yields what moves a bar whose label and length may change; nothing is drawn where no one looks."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
+from specfit.progress import changing_bar, progress_bar
 
 
 def range_of(name: str, text: str) -> list[float]:

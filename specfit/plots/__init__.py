@@ -8,6 +8,7 @@ What to use when:
 - `draw_residual_correlation`: whether a fit follows the fluctuations of its data.
 - `draw_bias`: mean and RMS of the residuals along the axis, against a limit.
 - `draw_scan`, `draw_contour`, `draw_impacts`, `draw_correlation`, `draw_yields`: results of `specfit.stats`.
+- `draw_search`, `draw_local_p`, `draw_limits`: what a search for a resonance found.
 - `draw_stack`: processes of simulation on top of each other.
 - `draw_history`, `draw_bias_history`, `draw_yield_and_uncertainty`, `draw_significance_comparison`, `draw_category_map`
   and `save_gif`: how categories were optimised, what they hold and where they lie.
@@ -35,9 +36,12 @@ __all__ = [
     "draw_fit",
     "draw_history",
     "draw_impacts",
+    "draw_limits",
+    "draw_local_p",
     "draw_residual_correlation",
     "draw_residuals",
     "draw_scan",
+    "draw_search",
     "draw_significance_comparison",
     "draw_stack",
     "draw_yield_and_uncertainty",
@@ -58,5 +62,6 @@ from specfit.plots.contents import DrawableFit
 from specfit.plots.fits import draw_examples, draw_fit
 from specfit.plots.residuals import draw_bias, draw_residual_correlation, draw_residuals
 from specfit.plots.saving import save
+from specfit.plots.searches import draw_limits, draw_local_p, draw_search
 from specfit.plots.stacks import draw_stack
 from specfit.plots.statistics import draw_contour, draw_correlation, draw_impacts, draw_scan, draw_yields

@@ -1,1 +1,35 @@
-"""The search."""
+r"""Search for a resonance: background by the net and signal by a column, fitted together, and what that is worth.
+
+What to use when:
+
+- `scan`: one spectrum, every mass: local significance, yield with its interval, upper limit, global p-value.
+- `scan_many`: very many spectra on the same edges, ranked.
+- `inject`: signals of known size into pseudo-data: is what comes out what went in?
+- `validate`: the acceptance sheet of a background model, with thresholds and sources.
+- `gaussian_hypotheses`, `template_hypotheses`: what is looked for.
+- `run_pseudo_experiments`, `global_p_value`: any job on very many pseudo-experiments, stored, continued, on Dask.
+
+Conventions: a yield counts events of the signal; a deficit is negative; local p-values are one-sided; a global p-value
+is that of the largest local significance anywhere. Everything is float64.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "GlobalPValue",
+    "KnownPeak",
+    "PseudoExperiments",
+    "ScanResult",
+    "SignalHypotheses",
+    "gaussian_hypotheses",
+    "global_p_value",
+    "run_pseudo_experiments",
+    "scan",
+    "template_hypotheses",
+]
+
+from specfit.search.hypotheses import SignalHypotheses, gaussian_hypotheses, template_hypotheses
+from specfit.search.pseudo_experiments import PseudoExperiments, run_pseudo_experiments
+from specfit.search.result import KnownPeak, ScanResult
+from specfit.search.scanning import scan
+from specfit.search.toys.p_values import GlobalPValue, global_p_value

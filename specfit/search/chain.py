@@ -52,7 +52,7 @@ class ChainResult(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Everything that the chain knows of each spectrum with each hypothesis, m h rows, the hypotheses of one together."""
+    """Everything that the chain knows, one row for each hypothesis of each spectrum, those of one spectrum together."""
 
     data: Tensor
     """Events, shape `(m h, n_bins)`."""
@@ -111,7 +111,7 @@ class Chain:
     def __call__(self, counts: Tensor) -> ChainResult:
         """Runs the chain on counts `(m, n_bins)`."""
         at_a_time = max(1, ROWS_AT_A_TIME // len(self.hypotheses))
-        parts = on_all_cores(self._summary, counts.double().split(at_a_time))
+        parts = on_all_cores(self._summary, torch.split(counts.double(), at_a_time))
         return ChainResult(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
     @torch.no_grad()
@@ -128,7 +128,7 @@ class Chain:
     def local_model(self, counts: Tensor) -> LocalModel:
         """Asks the net what is plausible around counts `(m, n_bins)`."""
         net, mask = self.fitter.net, self.mask.expand_as(counts)
-        pieces = zip(counts.split(SPECTRA_AT_A_TIME), mask.split(SPECTRA_AT_A_TIME), strict=True)
+        pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)), strict=True)
         parts = [net.local_model(n, edges=self.edges, mask=k) for n, k in pieces]  # type: ignore[operator]
         return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))
 

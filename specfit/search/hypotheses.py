@@ -15,6 +15,7 @@ from __future__ import annotations
 
 __all__ = ["SignalHypotheses", "gaussian_hypotheses", "template_hypotheses"]
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,8 @@ def template_hypotheses(templates: ArrayLike, edges: ArrayLike, *, mass: ArrayLi
         mass: Position of each, for the labels; None takes the mean.
     """
     limits = as_float64(edges, "edges")
-    shapes = torch.atleast_2d(as_float64(templates, "templates"))
+    shapes = as_float64(templates, "templates")
+    shapes = shapes[None] if shapes.ndim == 1 else shapes
     if shapes.shape[-1] != len(limits) - 1:
         raise InputError(f"templates: {shapes.shape[-1]} bins came, the spectrum has {len(limits) - 1}")
     if not shapes.isfinite().all() or (shapes < 0).any() or (shapes.sum(-1) <= 0).any():
@@ -118,7 +120,11 @@ def _width_functions(width: Width) -> list[Callable[[Tensor], Tensor]]:
     shares = [width] if isinstance(width, int | float) else list(width)
     if not shares or min(shares) <= 0:
         raise InputError(f"width: positive shares of the mass are expected, {width} came")
-    return [lambda mass, share=share: share * mass.abs() for share in shares]
+    return [functools.partial(_share_of_mass, share) for share in shares]
+
+
+def _share_of_mass(share: float, mass: Tensor) -> Tensor:
+    return share * mass.abs()
 
 
 def _mass_grid(edges: Tensor, width: Callable[[Tensor], Tensor]) -> Tensor:

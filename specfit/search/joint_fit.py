@@ -142,4 +142,5 @@ def _last_block(lower: Tensor, q: int) -> Tensor:
     """Returns the last q rows and columns of the inverse of L L^T: the inverse of the last block's own L L^T."""
     last = lower[:, lower.shape[1] - q :, lower.shape[1] - q :]
     inverse = torch.linalg.solve_triangular(last, torch.eye(q).to(last).expand_as(last), upper=False)
-    return inverse.mT @ inverse
+    block: Tensor = inverse.mT @ inverse
+    return block

@@ -82,9 +82,8 @@ def upper_limits(rows: Rows, weight: Tensor, *, level: float) -> Limits:
     for band in BANDS:
         # Without signal CLs is a function of the Asimov statistic alone.
         height = float(scipy.stats.norm.isf(alpha * scipy.stats.norm.sf(-band))) + band
-        expected.append(
-            _root(lambda v, h=height: of_asimov(v) - least_of_asimov - h**2, torch.zeros_like(best), rows.error)
-        )
+        above = least_of_asimov + height**2
+        expected.append(_root(lambda v, above=above: of_asimov(v) - above, torch.zeros_like(best), rows.error))  # type: ignore[misc]
     return Limits(observed, torch.stack(expected, -1))
 
 
@@ -97,8 +96,8 @@ class _Profile:
     def __call__(self, value: Tensor) -> Tensor:
         rows = self.rows
         model, known = rows.model, rows.columns[:, 1:]
-        held = {"fixed": value[:, None] * rows.columns[:, 0], "start": rows.without}
-        fit = fit_jointly(self.data, model.log_mean, model.basis, known, weight=self.weight, **held)
+        held, mean, basis = value[:, None] * rows.columns[:, 0], model.log_mean, model.basis
+        fit = fit_jointly(self.data, mean, basis, known, weight=self.weight, fixed=held, start=rows.without)
         return 2 * fit.nll / rows.widening**2
 
 

@@ -7,8 +7,8 @@ in a yield, and what of it the basis of the background can imitate taken out, ea
 
 What to use when:
 
-- `significance_vectors` and `global_p_value_of_maximum`: no pseudo-experiment at all, milliseconds; the maximum of such a field, by
-  sampling :math:`\xi`, and beyond one in a hundred by the length of the path of the :math:`v_h`.
+- `significance_vectors` and `global_p_value_of_maximum`: no pseudo-experiment at all, milliseconds; the maximum of such
+  a field, by sampling :math:`\xi`, and beyond one in a hundred by the length of the path of the :math:`v_h`.
 - `gross_vitells`: from upcrossings of a low level in a few hundred pseudo-experiments.
 - `specfit.search.toys.global_p_value`: counts pseudo-experiments; no assumption, but 1/p of them are needed.
 
@@ -50,7 +50,8 @@ def significance_vectors(rate: Tensor, basis: Tensor, templates: Tensor, weight:
     lower = precision_cholesky(basis, weight * rate)
     imitated = torch.cholesky_solve(scaled.mT @ signal.mT, lower).mT  # (m, h, k)
     vectors = torch.cat([signal - imitated @ scaled.mT, imitated], -1)
-    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-150)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / length.clamp(min=1e-150)
 
 
 def global_p_value_of_maximum(z: Tensor, vectors: Tensor, *, rng: torch.Generator, samples: int = SAMPLES) -> Tensor:
@@ -69,7 +70,7 @@ def global_p_value_of_maximum(z: Tensor, vectors: Tensor, *, rng: torch.Generato
         Shape `(m,)`.
     """
     xi = torch.randn(vectors.shape[-1], samples, dtype=vectors.dtype, generator=rng)
-    parts = zip(z.split(SPECTRA_AT_A_TIME), vectors.split(SPECTRA_AT_A_TIME), strict=True)
+    parts = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (z, vectors)), strict=True)
     return torch.cat([_p_values(some_z, some, xi) for some_z, some in parts])
 
 
@@ -84,7 +85,8 @@ def _p_values(z: Tensor, vectors: Tensor, xi: Tensor) -> Tensor:
 
 
 def _tail(z: Tensor, length: Tensor) -> Tensor:
-    return torch.special.ndtr(-z) + length / (2 * math.pi) * (-z.square() / 2).exp()
+    tail: Tensor = torch.special.ndtr(-z) + length / (2 * math.pi) * (-z.square() / 2).exp()
+    return tail
 
 
 def upcrossings(local_z: Tensor, level: float) -> Tensor:

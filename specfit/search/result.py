@@ -96,7 +96,8 @@ class ScanResult:
     @property
     def local_p(self) -> Tensor:
         """One-sided local p-values, shape `(h,)`."""
-        return torch.special.ndtr(-self.local_z)
+        p: Tensor = torch.special.ndtr(-self.local_z)
+        return p
 
     @property
     def global_z(self) -> float:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specfit import checkpoint as checkpoints
-from specfit.arrays import ArrayLike
+from specfit.arrays import ArrayLike, as_float64
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
@@ -23,11 +22,19 @@ from specfit.search.chain import Chain, Rows
 from specfit.search.hypotheses import SignalHypotheses, Width, gaussian_hypotheses
 from specfit.search.limits import interval, upper_limits
 from specfit.search.look_elsewhere import global_p_value_of_maximum, gross_vitells, significance_vectors
+from specfit.search.pseudo_experiments import Report, run_pseudo_experiments
 from specfit.search.result import KnownPeak, ScanResult
-from specfit.search.toys import GlobalPValue, Report, digest, global_p_value, run_pseudo_experiments
+from specfit.search.toys.chunks import digest
+from specfit.search.toys.p_values import GlobalPValue, global_p_value
 
 # Level of the confidence limits, and upcrossings are counted at this significance.
 LEVEL, UPCROSSINGS_AT = 0.95, 0.5
+# From so many pseudo-experiments as extreme as the data on, counting them is better than any formula.
+ENOUGH_TO_COUNT = 10
+# A hypothesis of which less is left beside what is masked is not tried.
+LEAST_SEEN = 0.3
+# Pseudo-experiments that are drawn from one seed.
+CHUNK = 100
 
 
 def scan(
@@ -97,8 +104,16 @@ def scan(
     toys = None
     if n_toys:
         job = BackgroundOnly(chain, (fit.background / unit).clamp(min=0.0))
-        how = {"workers": workers, "scheduler": scheduler, "store": store, "progress": progress}
-        toys = run_pseudo_experiments(job, n_toys, seed=seed, chunk_size=min(100, n_toys), **how).values["local_z"]
+        toys = run_pseudo_experiments(
+            job,
+            n_toys,
+            seed=seed,
+            chunk_size=CHUNK,
+            workers=workers,
+            scheduler=scheduler,
+            store=store,
+            progress=progress,
+        ).values["local_z"]
     by, counted = _global_p_values(chain, rows, toys, seed=seed)
     return ScanResult(
         spectrum=fit.spectrum,
@@ -112,7 +127,7 @@ def scan(
         limit=limits.observed * unit,
         expected_limits=limits.expected * unit,
         level=level,
-        global_p=by["toys"] if counted and counted.n_above >= MOST_TRUSTED_BELOW else by["correlation"],
+        global_p=by["toys"] if counted and counted.n_as_extreme >= ENOUGH_TO_COUNT else by["correlation"],
         global_p_by=by,
         global_p_interval=None if counted is None else (counted.low, counted.high),
         n_toys=n_toys,
@@ -172,8 +187,8 @@ class BackgroundOnly:
         chain = self.chain
         return {
             "job": "background only",
-            "net": checkpoints.digest(chain.fitter.net),
-            "search": digest(chain.edges, chain.hypotheses.templates, chain.known, chain.mask),
+            "net": digest(chain.fitter.net.state_dict()),
+            "search": digest([chain.edges, chain.hypotheses.templates, chain.known, chain.mask]),
             "background": digest(self.background),
             "names": list(self.names),
         }
@@ -198,12 +213,21 @@ def _global_p_values(
         return by, None
     counted = global_p_value(float(z), toys.amax(1))
     ordered = toys[:, chain.hypotheses.mass.argsort(stable=True)]
-    return by | {"gross_vitells": gross_vitells(float(z), ordered, level=UPCROSSINGS_AT), "toys": counted.p}, counted
+    return by | {
+        "gross_vitells": gross_vitells(float(z), ordered, level=UPCROSSINGS_AT),
+        "toys": counted.p_value,
+    }, counted
 
 
-def _known_peaks(
-    rows: Rows, best: int, known: Sequence[tuple[float, float]], unit: float
-) -> tuple[KnownPeak, ...]:
+def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor) -> Tensor:
+    if len(known) == 0:
+        return edges.new_zeros(0, len(edges) - 1)
+    masses, widths = as_float64(known, "known").unbind(-1)
+    peaks = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses)
+    return peaks.templates
+
+
+def _known_peaks(rows: Rows, best: int, known: Sequence[tuple[float, float]], unit: float) -> tuple[KnownPeak, ...]:
     yields, variances = rows.fit.yields[best, 1:], rows.fit.covariance[best].diagonal()[1:]
     return tuple(
         KnownPeak(mass, width, float(n) * unit, float(v.sqrt()) * unit, float(n / v.sqrt()))

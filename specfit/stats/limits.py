@@ -248,8 +248,8 @@ class _Test:
     def p_values(self, value: float) -> PValues:
         """Asymptotic p-values."""
         root_q, root_a = self.statistics(value)
-        p_values = (float(p) for p in asymptotic_p_values(root_q, root_a))
-        return PValues(*p_values, tuple(_expected_cls(root_a, band) for band in BANDS))
+        ours, signal, background = (float(p) for p in asymptotic_p_values(root_q, root_a))
+        return PValues(ours, signal, background, tuple(_expected_cls(root_a, band) for band in BANDS))
 
     def limits(self, alpha: float) -> tuple[float, tuple[float, ...]]:
         """Asymptotic limits, observed and expected."""

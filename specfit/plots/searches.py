@@ -1,0 +1,169 @@
+"""Pictures of a search: the best window, the local p-values, the limits with their bands."""
+
+from __future__ import annotations
+
+__all__ = ["draw_limits", "draw_local_p", "draw_search"]
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specfit.plots.look import BAND, DATA, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours that everyone knows for one and two standard deviations of an expected limit, told apart in grey too.
+ONE_SIGMA, TWO_SIGMA = "#7FC97F", "#FFE08A"
+SMALLEST_P = 1e-300
+
+
+def draw_search(result: Any, *, x_label: str = "x") -> Figure:
+    """Draws a `ScanResult`: data with background and best signal, excess over background, local p-values, limits.
+
+    Args:
+        result: The scan.
+        x_label: Name of the mass axis.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 11), layout="constrained")
+    grid = figure.add_gridspec(4, 1, height_ratios=(3, 1.3, 2, 2), hspace=0.02)
+    top = figure.add_subplot(grid[0])
+    panels = [top, *(figure.add_subplot(grid[i], sharex=top) for i in range(1, 4))]
+    edges = result.spectrum.edges.numpy()
+    _draw_events(result, panels[0])
+    _draw_excess(result, panels[1])
+    draw_local_p(result, ax=panels[2])
+    draw_limits(result, ax=panels[3])
+    for ax in panels:
+        scale_x(ax, edges)
+        dress(ax, font=12)
+        ax.label_outer()
+    dress(panels[-1], x_label=x_label, font=12)
+    figure.align_ylabels(panels)
+    return figure
+
+
+def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
+    """Draws the local p-value of each mass, the best of several widths, with lines at whole standard deviations.
+
+    Args:
+        result: A `ScanResult`.
+        ax: Where; None makes a figure.
+    """
+    ax = ax or _axes()
+    mass, best = _best_of_widths(result)
+    z = result.local_z.numpy()[best]
+    p = np.maximum(result.local_p.numpy()[best], SMALLEST_P)
+    ax.plot(mass, p, color=DATA, linewidth=1.3)
+    ax.set_yscale("log")
+    highest = max(3.0, float(z.max()) + 0.7)
+    for sigma in range(1, int(highest) + 1):
+        height = _tail(sigma)
+        ax.axhline(height, color=FIT, linestyle=":", linewidth=0.9)
+        ax.annotate(
+            rf"{sigma}$\sigma$",
+            (1.005, height),
+            xycoords=("axes fraction", "data"),
+            color=FIT,
+            va="center",
+            fontsize=10,
+        )
+    ax.set_ylim(max(_tail(highest), SMALLEST_P), 1.0)
+    text = f"global p-value {number(result.global_p)}"
+    ax.annotate(text, (0.02, 0.06), xycoords="axes fraction", fontsize=11)
+    dress(ax, y_label="Local p-value", font=12)
+    return ax.figure.figure
+
+
+def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
+    """Draws the upper limits, observed and expected with bands of one and two standard deviations.
+
+    Args:
+        result: A `ScanResult`.
+        ax: Where; None makes a figure.
+    """
+    ax = ax or _axes()
+    mass, chosen = _best_of_widths(result, narrowest=True)
+    observed, expected = result.limit.numpy()[chosen], result.expected_limits.numpy()[chosen]
+    ax.fill_between(mass, expected[:, 0], expected[:, 4], color=TWO_SIGMA, linewidth=0, label=r"$\pm 2\sigma$")
+    ax.fill_between(mass, expected[:, 1], expected[:, 3], color=ONE_SIGMA, linewidth=0, label=r"$\pm 1\sigma$")
+    ax.plot(mass, expected[:, 2], color=DATA, linestyle="--", linewidth=1, label="expected")
+    ax.plot(mass, observed, color=DATA, linewidth=1.3, label="observed")
+    if observed.min() > 0 and observed.max() > 20 * observed.min():
+        ax.set_yscale("log")
+    dress(ax, y_label=f"{100 * result.level:g} % CLs limit [events]", font=12)
+    add_legend(ax, font=9)
+    return ax.figure.figure
+
+
+def _draw_events(result: Any, ax: Axes) -> None:
+    edges, counts = result.spectrum.edges.numpy(), result.spectrum.counts.numpy()
+    widths = np.diff(edges)
+    per = widths if widths.max() > 1.2 * widths.min() else np.ones_like(widths)
+    background, signal = result.background.numpy(), result.signal.numpy()
+    ax.errorbar(
+        (edges[1:] + edges[:-1]) / 2,
+        counts / per,
+        np.sqrt(counts) / per,
+        fmt="o",
+        color=DATA,
+        markersize=3,
+        label="Data",
+    )
+    ax.stairs(background / per, edges, baseline=None, color=TRUTH, linewidth=1.4, label="Background")
+    ax.stairs((background + signal) / per, edges, baseline=None, color=FIT, linewidth=1.4, label="with best signal")
+    positive = counts[counts > 0] / per[counts > 0]
+    if positive.max() > 50 * positive.min():
+        ax.set_yscale("log")
+        ax.set_ylim(0.3 * positive.min(), 3 * positive.max())
+    dress(ax, y_label="Events" if per is not widths else "Events / unit of x", font=12)
+    i = result.best
+    title = (
+        f"{result.mass[i]:.5g}: {result.yields[i]:.4g} "
+        f"$^{{+{result.error_high[i]:.3g}}}_{{-{result.error_low[i]:.3g}}}$ events, {result.local_z[i]:.2f}$\\sigma$"
+    )
+    add_legend(ax, title=title, font=10)
+
+
+def _draw_excess(result: Any, ax: Axes) -> None:
+    """Draws data minus background over its statistical error, with the best signal."""
+    edges = result.spectrum.edges.numpy()
+    background = np.maximum(result.background.numpy(), 1e-9)
+    root = np.sqrt(background * float(result.spectrum.content_per_event))
+    excess = np.where(result.mask.numpy(), np.nan, (result.spectrum.counts.numpy() - background) / root)
+    ax.bar(edges[:-1], excess, width=np.diff(edges), align="edge", color=PULL, linewidth=0)
+    ax.stairs(result.signal.numpy() / root, edges, baseline=None, color=FIT, linewidth=1.4)
+    ax.axhline(0, color=DATA, linewidth=0.8)
+    i = result.best
+    low, high = (float(result.mass[i] + sign * 2 * result.width[i]) for sign in (-1, 1))
+    ax.axvspan(low, high, color=BAND, alpha=0.25, linewidth=0)
+    largest = float(np.nanmax(np.abs(excess[background > 1]), initial=1.0))
+    ax.set_ylim(-max(3.4, 1.1 * largest), max(3.4, 1.1 * largest))
+    for level in (-2, 2):
+        ax.axhline(level, color=GUIDE, linestyle=":", linewidth=0.8)
+    dress(ax, y_label=r"(Data $-$ B) / $\sqrt{\mathrm{B}}$", font=12)
+
+
+def _best_of_widths(result: Any, *, narrowest: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the masses in order and, for each, the index of its most significant (or narrowest) hypothesis."""
+    masses, of_mass = np.unique(result.mass.numpy(), return_inverse=True)
+    score = -result.width.numpy() if narrowest else result.local_z.numpy()
+    order = np.lexsort((score, of_mass))
+    last = np.append(np.flatnonzero(np.diff(of_mass[order])), len(order) - 1)
+    return masses, order[last]
+
+
+def _tail(sigma: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.sf(sigma))
+
+
+def _axes() -> Axes:
+    from matplotlib.figure import Figure
+
+    axes: Axes = Figure(figsize=(8, 4), layout="constrained").add_subplot()
+    return axes
