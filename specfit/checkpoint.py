@@ -8,7 +8,7 @@ temporary name and renamed.
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT", "Checkpoint", "load", "save"]
+__all__ = ["DEFAULT", "Checkpoint", "find", "is_half", "load", "save"]
 
 import json
 import os
@@ -91,14 +91,7 @@ def load(path: str | Path | None = None) -> Checkpoint:
         FileNotFoundError: There is no such file.
         InputError: The file is damaged or no specfit checkpoint.
     """
-    path = folder("checkpoints") / DEFAULT if path is None else Path(path)
-    if path.is_dir():
-        path = path / IN_A_RUN
-    shipped = folder("checkpoints") / f"{path}.safetensors"
-    if not path.exists() and path.name == str(path) and shipped.is_file():
-        path = shipped
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {path} does not exist; `specfit train` makes one")
+    path = find(path)
     header, weights = _read(path)
     try:
         net = NETS[header["net"]["name"]](**header["net"]["arguments"])
@@ -113,6 +106,33 @@ def load(path: str | Path | None = None) -> Checkpoint:
         shape = "none" if edges is None else f"{len(edges)}"
         raise InputError(f"checkpoint: {path} holds a net of {net.n_bins or 'any number of'} bins, but edges: {shape}")
     return Checkpoint(net.eval(), edges, card)
+
+
+def find(path: str | Path | None = None) -> Path:
+    """Returns the file that `load` would read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    path = folder("checkpoints") / DEFAULT if path is None else Path(path)
+    if path.is_dir():
+        path = path / IN_A_RUN
+    shipped = folder("checkpoints") / f"{path}.safetensors"
+    if not path.exists() and path.name == str(path) and shipped.is_file():
+        path = shipped
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {path} does not exist; `specfit train` makes one")
+    return path
+
+
+def is_half(path: str | Path | None = None) -> bool:
+    """Tells whether the file of a checkpoint, named as for `load`, stores its weights as float16.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file is damaged or no specfit checkpoint.
+    """
+    return any(tensor.dtype == torch.float16 for tensor in _read(find(path))[1].values())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
