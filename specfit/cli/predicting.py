@@ -64,12 +64,13 @@ def predict(
     rule = None if no_refit else cast(Any, refit)
     windows = [numbers("mask", text, ":", 2) for text in mask or []]
     limits = None if edges is None else io.parse_edges(edges)
-    if is_large(spectrum):
-        if plot is not None:
-            raise InputError("--plot: one picture shows one spectrum; this file holds thousands")
-        _predict_many(fitter, spectrum, target, as_json=as_json, edges=limits, mask=windows, refit=rule)
-        return
+    is_many = is_large(spectrum)
+    if is_many and plot is not None:
+        raise InputError("--plot: one picture shows one spectrum; this file holds thousands")
     try:
+        if is_many:
+            _predict_many(fitter, spectrum, target, as_json=as_json, edges=limits, mask=windows, refit=rule)
+            return
         fit = fitter.fit(spectrum, limits, mask=windows, refit=rule)
     except EdgesMismatchError as error:  # its advice can name the file
         raise InputError(str(error).replace("edges=FILE", f"edges={edges or spectrum}")) from None
