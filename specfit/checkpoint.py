@@ -11,7 +11,6 @@ from __future__ import annotations
 __all__ = ["DEFAULT", "Checkpoint", "find", "is_half", "load", "save"]
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from specfit.errors import InputError
+from specfit.io.files import replacing, write_json
 from specfit.net import NETS, BackgroundNet
 from specfit.resources import folder
 
@@ -72,11 +72,12 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
     if half:
         weights = {name: _to_half(name, tensor) for name, tensor in weights.items()}
     try:
-        entry, card = json.dumps(header), json.dumps(checkpoint.card, indent=2)
+        entry = json.dumps(header)
     except (TypeError, ValueError) as error:
         raise InputError(f"card: plain data that JSON can hold is expected ({error})") from None
-    _write(path, to_bytes(weights, metadata={"specfit": entry}))
-    _write(path.with_suffix(".json"), f"{card}\n".encode())
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(weights, metadata={"specfit": entry}))
+    write_json(path.with_suffix(".json"), checkpoint.card)
     return path
 
 
@@ -174,12 +175,3 @@ def _to_half(name: str, tensor: Tensor) -> Tensor:
         largest = tensor.abs().max().item()
         raise InputError(f"half: {name} holds {largest:g}, float16 ends at 65504; save this net without half=True")
     return rounded
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from specfit import io
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import REFITS, EdgesMismatchError, SpectrumFitter
-from specfit.io.files import replacing
+from specfit.io.files import write_json
 
 # Files of more rows are streamed, this many at a time.
 LARGE, CHUNK = 4096, 4096
@@ -107,7 +107,7 @@ def fit_file(
         backgrounds.flush()
         fits.flush()
         done = rows.stop
-        _write(partial / "progress.json", {"done": done})
+        write_json(partial / "progress.json", {"done": done})
         progress(done, len(counts))
     (partial / "background.npy").replace(out)
     (partial / "fits.npy").replace(table)
@@ -176,14 +176,9 @@ def _start_or_continue(partial: Path, shape: tuple[int, ...], card: dict[str, An
         raise type(error)(f"{partial}: cannot be written ({error.strerror or error})") from None
     open_memmap(partial / "background.npy", mode="w+", dtype=np.float64, shape=shape).flush()
     open_memmap(partial / "fits.npy", mode="w+", dtype=FITS, shape=shape[:1]).flush()
-    _write(partial / "card.json", card)
-    _write(partial / "progress.json", {"done": 0})
+    write_json(partial / "card.json", card)
+    write_json(partial / "progress.json", {"done": 0})
     return 0
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _remove(partial: Path) -> None:
