@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -44,7 +43,7 @@ from specfit.background_fit import BackgroundFit
 from specfit.generator import Batch
 from specfit.inference import RefitRule
 from specfit.information_limit import USED_ABOVE, InformationLimit, information_limit
-from specfit.io.files import replacing
+from specfit.io import files
 
 TASKS = (1, 5, 7)
 """Numbers of components of the reference task, those of the talk."""
@@ -179,8 +178,7 @@ def write_json(path: Path | None, options: argparse.Namespace, results: Mapping[
         "cores": os.cpu_count(),
         "results": results,
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(written, indent=2) + "\n")
+    files.write_json(path, written)
 
 
 def _cell(value: Any) -> str:

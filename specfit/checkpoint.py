@@ -8,10 +8,9 @@ temporary name and renamed.
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT", "Checkpoint", "load", "save"]
+__all__ = ["DEFAULT", "Checkpoint", "find", "is_half", "load", "save"]
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from specfit.errors import InputError
+from specfit.io.files import replacing, write_json
 from specfit.net import NETS, BackgroundNet
 from specfit.resources import folder
 
@@ -72,11 +72,12 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
     if half:
         weights = {name: _to_half(name, tensor) for name, tensor in weights.items()}
     try:
-        entry, card = json.dumps(header), json.dumps(checkpoint.card, indent=2)
+        entry = json.dumps(header)
     except (TypeError, ValueError) as error:
         raise InputError(f"card: plain data that JSON can hold is expected ({error})") from None
-    _write(path, to_bytes(weights, metadata={"specfit": entry}))
-    _write(path.with_suffix(".json"), f"{card}\n".encode())
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(weights, metadata={"specfit": entry}))
+    write_json(path.with_suffix(".json"), checkpoint.card)
     return path
 
 
@@ -91,14 +92,7 @@ def load(path: str | Path | None = None) -> Checkpoint:
         FileNotFoundError: There is no such file.
         InputError: The file is damaged or no specfit checkpoint.
     """
-    path = folder("checkpoints") / DEFAULT if path is None else Path(path)
-    if path.is_dir():
-        path = path / IN_A_RUN
-    shipped = folder("checkpoints") / f"{path}.safetensors"
-    if not path.exists() and path.name == str(path) and shipped.is_file():
-        path = shipped
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {path} does not exist; `specfit train` makes one")
+    path = find(path)
     header, weights = _read(path)
     try:
         net = NETS[header["net"]["name"]](**header["net"]["arguments"])
@@ -113,6 +107,33 @@ def load(path: str | Path | None = None) -> Checkpoint:
         shape = "none" if edges is None else f"{len(edges)}"
         raise InputError(f"checkpoint: {path} holds a net of {net.n_bins or 'any number of'} bins, but edges: {shape}")
     return Checkpoint(net.eval(), edges, card)
+
+
+def find(path: str | Path | None = None) -> Path:
+    """Returns the file that `load` would read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    path = folder("checkpoints") / DEFAULT if path is None else Path(path)
+    if path.is_dir():
+        path = path / IN_A_RUN
+    shipped = folder("checkpoints") / f"{path}.safetensors"
+    if not path.exists() and path.name == str(path) and shipped.is_file():
+        path = shipped
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {path} does not exist; `specfit train` makes one")
+    return path
+
+
+def is_half(path: str | Path | None = None) -> bool:
+    """Tells whether the file of a checkpoint, named as for `load`, stores its weights as float16.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file is damaged or no specfit checkpoint.
+    """
+    return any(tensor.dtype == torch.float16 for tensor in _read(find(path))[1].values())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -154,12 +175,3 @@ def _to_half(name: str, tensor: Tensor) -> Tensor:
         largest = tensor.abs().max().item()
         raise InputError(f"half: {name} holds {largest:g}, float16 ends at 65504; save this net without half=True")
     return rounded
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 __all__ = ["CHUNK", "write_dataset"]
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.lib.format import open_memmap
 
 from specfit.errors import InputError
 from specfit.generator import SpectrumGenerator
+from specfit.io.files import write_json
 from specfit.randomness import independent_rng
 
 CHUNK = 8192
@@ -68,7 +68,7 @@ def write_dataset(
             array[done : done + len(batch.counts)] = getattr(batch, name).numpy()
             array.flush()
         done += len(batch.counts)
-        _write_json(partial / "progress.json", {"done": done})
+        write_json(partial / "progress.json", {"done": done})
         progress(done)
     (partial / "progress.json").unlink()
     partial.rename(folder)
@@ -86,12 +86,6 @@ def _start_or_continue(partial: Path, generator: SpectrumGenerator, size: int, c
     np.save(partial / "edges.npy", generator.edges.numpy())
     for name in CONTENTS:
         open_memmap(partial / f"{name}.npy", mode="w+", dtype=np.float32, shape=(size, generator.n_bins)).flush()
-    _write_json(partial / "card.json", card)
-    _write_json(partial / "progress.json", {"done": 0})
+    write_json(partial / "card.json", card)
+    write_json(partial / "progress.json", {"done": 0})
     return 0
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)

@@ -2,13 +2,15 @@
 
 The file is a two-dimensional `.npy` array of counts, one spectrum a row, and is mapped, never read as a whole. Results
 grow in a folder `NAME.partial` beside the output and take their names at the end: the backgrounds as `.npy` of the same
-shape, and `NAME_fits.npy`, a table with one row a spectrum (fields of `FITS`).
+shape, and `NAME_fits.npy`, a table with one row a spectrum (fields of `FITS`). A stopped run goes on only with the same
+data, settings and net.
 """
 
 from __future__ import annotations
 
 __all__ = ["FITS", "StreamedFits", "fit_file", "is_large"]
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +24,8 @@ from numpy.lib.format import open_memmap
 from specfit import io
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
-from specfit.inference import SpectrumFitter
-from specfit.io.files import replacing
+from specfit.inference import REFITS, EdgesMismatchError, SpectrumFitter
+from specfit.io.files import write_json
 
 # Files of more rows are streamed, this many at a time.
 LARGE, CHUNK = 4096, 4096
@@ -84,35 +86,40 @@ def fit_file(
 
     Raises:
         InputError: A row is no spectrum (the message says which), `target` ends otherwise, or a stopped run there had
-            other settings.
+            other data, settings or another net. Nothing is kept but in the last case.
+        EdgesMismatchError: As `SpectrumFitter.fit`.
     """
     counts, out = np.load(source, mmap_mode="r", allow_pickle=False), Path(target)
     if out.suffix.lower() != ".npy":
         raise InputError(f"--out: {len(counts)} spectra are written to a .npy file, {out.name} came")
     partial, table = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.stem}_fits.npy")
-    done = _start_or_continue(partial, counts.shape, _card(source, counts, options))
+    done = _start_or_continue(partial, counts.shape, _card(fitter, source, counts, options))
     backgrounds, fits = (open_memmap(partial / name, mode="r+") for name in ("background.npy", "fits.npy"))
     progress(done, len(counts))
     while done < len(counts):
         rows = slice(done, min(done + CHUNK, len(counts)))
-        fit = _fit_rows(fitter, counts, rows, options)
+        try:
+            fit = _fit_rows(fitter, counts, rows, options)
+        except InputError:  # with another source or other options this run is over
+            _remove(partial)
+            raise
         backgrounds[rows], fits[rows] = fit.background.numpy(), _table(fit)
         backgrounds.flush()
         fits.flush()
         done = rows.stop
-        _write(partial / "progress.json", {"done": done})
+        write_json(partial / "progress.json", {"done": done})
         progress(done, len(counts))
     (partial / "background.npy").replace(out)
     (partial / "fits.npy").replace(table)
-    for left in partial.iterdir():
-        left.unlink()
-    partial.rmdir()
+    _remove(partial)
     return StreamedFits(out, table, np.load(table, mmap_mode="r", allow_pickle=False))
 
 
 def _fit_rows(fitter: SpectrumFitter, counts: Any, rows: slice, options: dict[str, Any]) -> BackgroundFit:
     try:
         return fitter.fit(np.asarray(counts[rows], dtype=np.float64), **options)
+    except (EdgesMismatchError, io.MissingEdgesError):
+        raise  # no fault of these rows
     except InputError as error:
         raise InputError(f"rows {rows.start} to {rows.stop - 1} (counted from {rows.start}): {error}") from None
 
@@ -128,26 +135,40 @@ def _table(fit: BackgroundFit) -> npt.NDArray[Any]:
     return rows
 
 
-def _card(source: str, counts: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Writes down what a continued run must agree in."""
-    edges = options.get("edges")
+def _card(fitter: SpectrumFitter, source: str, counts: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Writes down what a continued run must agree in, under the names that a message can use."""
+    edges, mask, rule = options.get("edges"), options.get("mask"), options.get("refit", True)
     state = Path(source).stat()
     return {
-        "source": str(Path(source).resolve()),
-        "size": state.st_size,
-        "modified": state.st_mtime_ns,
-        "shape": list(counts.shape),
+        "input": str(Path(source).resolve()),
+        "content of the input": [state.st_size, state.st_mtime_ns, *counts.shape],
         "edges": None if edges is None else io.parse_edges(edges).tolist(),
-        "mask": torch.as_tensor(options.get("mask") or []).tolist(),
-        "refit": str(options.get("refit", True)),
+        "mask": [] if mask is None else torch.as_tensor(mask).tolist(),
+        "refit": REFITS[0] if rule is True else rule or None,
+        "net": _digest(fitter),
     }
+
+
+def _digest(fitter: SpectrumFitter) -> str:
+    """Returns what two fitters share only if their nets answer alike."""
+    edges = None if fitter.edges is None else fitter.edges.tolist()
+    digest = hashlib.sha256(repr((type(fitter.net).__name__, fitter.net.arguments, edges)).encode())
+    for name, tensor in fitter.net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _start_or_continue(partial: Path, shape: tuple[int, ...], card: dict[str, Any]) -> int:
     """Returns how many spectra are done already, after making the arrays for a new run."""
     if (partial / "progress.json").exists():
-        if json.loads((partial / "card.json").read_text()) != card:
-            raise InputError(f"{partial} holds a stopped run with other settings; repeat those or delete the folder")
+        before = json.loads((partial / "card.json").read_text())
+        differing = [name for name, value in card.items() if before.get(name) != value]
+        if differing:
+            raise InputError(
+                f"{partial} holds a stopped run with another {', '.join(differing)}; "
+                "give what it began with to continue it, or delete the folder to start anew"
+            )
         return int(json.loads((partial / "progress.json").read_text())["done"])
     try:
         partial.mkdir(exist_ok=True)
@@ -155,11 +176,12 @@ def _start_or_continue(partial: Path, shape: tuple[int, ...], card: dict[str, An
         raise type(error)(f"{partial}: cannot be written ({error.strerror or error})") from None
     open_memmap(partial / "background.npy", mode="w+", dtype=np.float64, shape=shape).flush()
     open_memmap(partial / "fits.npy", mode="w+", dtype=FITS, shape=shape[:1]).flush()
-    _write(partial / "card.json", card)
-    _write(partial / "progress.json", {"done": 0})
+    write_json(partial / "card.json", card)
+    write_json(partial / "progress.json", {"done": 0})
     return 0
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+def _remove(partial: Path) -> None:
+    for left in partial.iterdir():
+        left.unlink()
+    partial.rmdir()

@@ -85,6 +85,20 @@ def test_predict_takes_the_edges_of_the_checkpoint_and_many_spectra(run, counts)
     assert "spectrum" in out
 
 
+def test_a_file_of_very_many_spectra_is_streamed(run, counts, monkeypatch):
+    monkeypatch.setattr("specfit.streaming.LARGE", 3)
+    np.save("many.npy", np.stack([counts, 2 * counts, counts // 2, counts]))
+    code, out, _ = run("predict", "many.npy", "--no-refit")
+    assert code == 0
+    assert "spectra              4" in out
+    assert np.load("many_background.npy").shape == (4, 50)
+    assert np.load("many_background_fits.npy")["events"][1] == 2 * counts.sum()
+    advice = "specfit train experiment=quick name=mine edges=0:10:50 "
+    assert_one_clear_line(run("predict", "many.npy", "--edges", "0:10:50"), advice)
+    assert_one_clear_line(run("predict", "many.npy", "--plot"), "--plot")
+    assert not list(Path().glob("*.partial"))
+
+
 def test_the_same_kind_of_file_comes_out(run, counts):
     specfit.io.write(specfit.Spectrum(counts, EDGES), "a.csv")
     specfit.io.write(specfit.Spectrum(counts, EDGES), "a.npz")

@@ -127,6 +127,90 @@ def test_ship_stores_half_precision_and_says_what_it_costs(script, json_of, run_
     assert "half - full" in capsys.readouterr().out
 
 
+def trained_on(generator, net, path, *, half=False, **more):
+    """A checkpoint whose card tells of a training, as `specfit train` writes it."""
+    edges = specfit.io.parse_edges("250:3000:8:log") if net.n_bins else None
+    card = {"config": {"data": {"generator": generator}}, "figures": {"val/rms": 0.5}, **more}
+    return checkpoint.save(checkpoint.Checkpoint(net, edges, card), path, half=half)
+
+
+@pytest.fixture
+def small_net():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return specfit.net.LearnedBasisNet(8, n_basis=(3, 2), width=5, hidden=8, depth=1)
+
+
+@pytest.fixture
+def quick_calibration(monkeypatch):
+    monkeypatch.setattr("specfit.training.calibrate.STEPS", 60)
+
+
+MIXTURE = {
+    "_target_": "specfit.SpectrumGenerator",
+    "edges": {"_target_": "specfit.io.parse_edges", "_args_": ["250:3000:8:log"]},
+    "n_backgrounds": [1, 7],
+}
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.usefixtures("quick_calibration")
+def test_calibrate_changes_the_errors_and_nothing_else(script, json_of, small_net, tmp_path, half):
+    shipped = {"weights": "float16", "figures": {"N=1": {}}}
+    path = trained_on(MIXTURE, small_net, tmp_path / "net.safetensors", half=half, shipped=shipped)
+    before = checkpoint.load(path)
+    figures = script("calibrate").main([str(path), "--size", "256", *json_of.option])
+    after, scaled = checkpoint.load(path), 0
+    assert checkpoint.is_half(path) is half
+    for name, tensor in before.net.state_dict().items():
+        same = torch.equal(after.net.state_dict()[name], tensor)
+        assert same or name.startswith(("error_scale.", "novelty."))
+        scaled += not same
+    assert scaled > 5
+    assert after.card["config"] == before.card["config"]
+    assert after.card["calibrated"] == f"scripts/calibrate.py {path} --size 256 --seed 1"
+    assert after.card["figures"]["val/rms"] == 0.5
+    assert after.card["figures"]["pull/width"] == pytest.approx(figures["width"], abs=1e-6)
+    assert after.card["shipped"] == {"weights": "float16"}  # its figures were those of the old errors
+    assert json.loads(path.with_suffix(".json").read_text()) == after.card
+    assert json_of()["results"] == figures
+
+
+@pytest.mark.usefixtures("quick_calibration")
+def test_calibrate_gives_the_same_whoever_drew_before(script, small_net, tmp_path):
+    paths = [trained_on(MIXTURE, small_net, tmp_path / f"{i}.safetensors") for i in range(2)]
+    for i, path in enumerate(paths):
+        torch.manual_seed(i)
+        script("calibrate").main([str(path), "--size", "256"])
+    one, other = (checkpoint.load(path).net.state_dict() for path in paths)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("generator", "kind", "message"),
+    [
+        (
+            {"_target_": "os.system", "_args_": ["true"]},
+            "learned_basis",
+            "names os.system, which does not make spectra",
+        ),
+        (MIXTURE | {"signal": [{"_target_": "os.abort"}]}, "learned_basis", "names os.abort"),
+        (MIXTURE["edges"], "learned_basis", "makes a Tensor"),
+        (None, "learned_basis", "its card has no config.data.generator"),
+        (MIXTURE, "talk", "a TalkNet has no errors that can be calibrated"),
+    ],
+)
+def test_calibrate_refuses_what_it_cannot_use(script, small_net, tmp_path, generator, kind, message):
+    net = small_net if kind == "learned_basis" else specfit.net.TalkNet(8, width=5)
+    path = trained_on(generator, net, tmp_path / "net.safetensors")
+    if generator is None:
+        checkpoint.save(checkpoint.Checkpoint(net, checkpoint.load(path).edges, {}), path)
+    before = path.read_bytes()
+    with pytest.raises(specfit.InputError, match=message):
+        script("calibrate").main([str(path), "--size", "16"])
+    assert path.read_bytes() == before
+
+
 def test_half_precision_refuses_weights_that_do_not_fit(run_folder, tmp_path):
     loaded = checkpoint.load(run_folder)
     next(loaded.net.parameters()).data[0] = 1e5

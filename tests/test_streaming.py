@@ -1,10 +1,13 @@
 """Files of very many spectra: the same answers as at once, whatever stopped the run in between."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from specfit import InputError, SpectrumFitter, streaming
+from specfit.inference import EdgesMismatchError
 from specfit.net import LearnedBasisNet
 
 EDGES = torch.logspace(2.4, 3.48, 13)
@@ -46,26 +49,58 @@ def test_gives_what_a_fit_of_all_gives(fitter, source, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"many.npy", "out.npy", "out_fits.npy"}
 
 
-def test_a_stopped_run_goes_on_where_it_was(fitter, source, tmp_path):
-    class StopHereError(Exception):
-        pass
+class StopHereError(Exception):
+    pass
 
-    def stop(done, size):
-        if done == 32:
-            raise StopHereError
 
-    target = str(tmp_path / "out.npy")
+def stop(done, size):
+    if done == 32:
+        raise StopHereError
+
+
+@pytest.fixture
+def target(fitter, source, tmp_path):
+    """Where a run was stopped after 32 spectra."""
     with pytest.raises(StopHereError):
-        streaming.fit_file(fitter, source, target, progress=stop)
+        streaming.fit_file(fitter, source, str(tmp_path / "out.npy"), progress=stop)
     assert not (tmp_path / "out.npy").exists()
-    with pytest.raises(InputError, match=r"out.npy.partial holds a stopped run with other settings"):
-        streaming.fit_file(fitter, source, target, refit=None)
+    return str(tmp_path / "out.npy")
+
+
+def test_a_stopped_run_goes_on_where_it_was(fitter, source, target, tmp_path):
     calls = []
-    result = streaming.fit_file(fitter, source, target, progress=lambda done, size: calls.append(done))
+    result = streaming.fit_file(
+        fitter, source, target, progress=lambda done, size: calls.append(done), refit="windows", mask=[]
+    )
     assert calls == [32, 48, 64, 70]
     whole = streaming.fit_file(fitter, source, str(tmp_path / "whole.npy"))
     assert (np.load(result.background) == np.load(whole.background)).all()
     assert (result.fits == whole.fits).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"refit": None}, "refit"),
+        ({"mask": [(400, 500)]}, "mask"),
+        ({"edges": EDGES.double() * (1 + 1e-9)}, "edges"),
+        ({"edges": EDGES, "refit": "talk"}, "edges, refit"),
+    ],
+)
+def test_a_stopped_run_goes_on_only_as_it_began(fitter, source, target, changes, named):
+    with pytest.raises(InputError, match=rf"out.npy.partial holds a stopped run with another {named}; give .* or del"):
+        streaming.fit_file(fitter, source, target, **changes)
+    assert len(streaming.fit_file(fitter, source, target).fits) == 70
+
+
+def test_a_stopped_run_goes_on_only_with_its_own_net_and_data(fitter, source, target):
+    other = SpectrumFitter(copy.deepcopy(fitter.net), EDGES)
+    next(other.net.parameters()).data[0] += 1e-6
+    with pytest.raises(InputError, match=r"out.npy.partial holds a stopped run with another net;"):
+        streaming.fit_file(other, source, target)
+    np.save(source, np.load(source)[:-1])
+    with pytest.raises(InputError, match=r"with another content of the input;"):
+        streaming.fit_file(fitter, source, target)
 
 
 def test_names_the_row_that_is_no_spectrum(fitter, source, tmp_path):
@@ -74,5 +109,12 @@ def test_names_the_row_that_is_no_spectrum(fitter, source, tmp_path):
     np.save(source, counts)
     with pytest.raises(InputError, match=r"rows 32 to 47 \(counted from 32\): counts: nan at spectrum 8, bin 3"):
         streaming.fit_file(fitter, source, str(tmp_path / "out.npy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["many.npy"]  # other counts are another run
     with pytest.raises(InputError, match=r"are written to a .npy file, out.csv came"):
         streaming.fit_file(fitter, source, str(tmp_path / "out.csv"))
+
+
+def test_wrong_edges_are_no_fault_of_a_row(fitter, source, tmp_path):
+    with pytest.raises(EdgesMismatchError, match=r"^edges: this checkpoint fits 12 bins .* edges=FILE"):
+        streaming.fit_file(fitter, source, str(tmp_path / "out.npy"), edges=2 * EDGES)
+    assert [path.name for path in tmp_path.iterdir()] == ["many.npy"]

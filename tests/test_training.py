@@ -1,6 +1,7 @@
 """Training: every file of conf/ builds what it names; a run can be killed, continued and shared among processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,13 @@ import torch
 from hydra.utils import instantiate
 from safetensors.torch import load_file
 
-from specfit import checkpoint
+from specfit import checkpoint, cli
 from specfit.errors import InputError
 from specfit.generator import SpectrumGenerator
 from specfit.net import NETS, BackgroundNet
 from specfit.resources import folder
 from specfit.training import SpectrumDataModule, train
-from specfit.training.train import _make_net
+from specfit.training.train import _make_net, main
 
 EXPERIMENTS = sorted(path.stem for path in (folder("conf") / "experiment").glob("*.yaml"))
 SMALL = [
@@ -123,43 +124,53 @@ def test_batches_depend_on_seed_epoch_and_number_only():
     assert torch.equal(first, second)  # the same models in another order
 
 
-def test_a_run_learns_writes_a_checkpoint_and_refuses_to_be_overwritten(tmp_path):
-    trained = train(compose(tmp_path, "callbacks.pictures.every_n_epochs=1"))
-    loaded = checkpoint.load(tmp_path)
-    assert trained.checkpoint == tmp_path / "checkpoint.safetensors"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a small finished run and what it left behind."""
+    run_dir = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("specfit.training.calibrate.STEPS", 100)  # tests of the calibration itself take all
+        return run_dir, train(compose(run_dir, "callbacks.pictures.every_n_epochs=1"))
+
+
+def test_a_run_learns_writes_a_checkpoint_and_refuses_to_be_overwritten(finished):
+    run_dir, trained = finished
+    loaded = checkpoint.load(run_dir)
+    assert trained.checkpoint == run_dir / "checkpoint.safetensors"
     assert loaded.net.n_bins == 8
     assert loaded.card["seed"] == 1
     assert loaded.card["figures"]["val/loss"] == pytest.approx(trained.figures["val/loss"], rel=1e-4)
     assert loaded.card["figures"]["spectra"] == 3 * 3 * 16
+    assert {"pull/width", "pull/coverage_68"} <= set(loaded.card["figures"])
     assert loaded.card["config"]["data"]["batch_size"] == 16
     with pytest.raises(InputError, match="finished run"):
-        train(compose(tmp_path))
+        train(compose(run_dir))
 
 
-def test_tensorboard_holds_the_figures_and_the_picture(tmp_path):
+def test_tensorboard_holds_the_figures_and_the_picture(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(compose(tmp_path, "callbacks.pictures.every_n_epochs=1"))
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    run_dir, _ = finished
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"train/loss", "val/loss", "val/rms", "val/rms_over_limit", "val/bias", "lr-Adam"} <= scalars
     rms, over_limit = events.Scalars("val/rms")[0].value, events.Scalars("val/rms_over_limit")[0].value
-    limit = checkpoint.load(tmp_path).card["figures"]["limit"]
+    limit = checkpoint.load(run_dir).card["figures"]["limit"]
     assert rms / limit == pytest.approx(over_limit, rel=1e-5)
     assert events.Images("fits")[0].width > 100
 
 
-def test_an_unfinished_run_with_another_configuration_is_refused(tmp_path):
-    cfg = compose(tmp_path)
-    train(cfg)
-    (tmp_path / "checkpoint.safetensors").unlink()
-    with pytest.raises(InputError, match="another data, net, seed"):
-        train(compose(tmp_path, "seed=2", "net=dense"))
+def test_an_unfinished_run_with_another_configuration_is_refused(finished, tmp_path):
+    unfinished = shutil.copytree(finished[0], tmp_path / "unfinished")
+    (unfinished / "checkpoint.safetensors").unlink()
+    with pytest.raises(InputError, match="another callbacks, data, net, run_dir, seed"):
+        train(compose(unfinished, "seed=2", "net=dense"))
 
 
 def test_killed_runs_continue_to_the_weights_of_an_undisturbed_one(tmp_path):
-    train(compose(tmp_path / "undisturbed", "trainer.max_epochs=6", "net=dense"))
-    arguments = command(tmp_path / "killed", "trainer.max_epochs=6", "net=dense", "data.batches_per_epoch=3")
+    changes = ["trainer.max_epochs=6", "net=dense", "~callbacks.pictures"]
+    train(compose(tmp_path / "undisturbed", *changes))
+    arguments = command(tmp_path / "killed", *changes)
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "state" / "last.ckpt").exists():
@@ -174,7 +185,13 @@ def test_killed_runs_continue_to_the_weights_of_an_undisturbed_one(tmp_path):
 
 
 def test_two_processes_train_one_net(tmp_path):
-    distributed = ["trainer.devices=2", "trainer.strategy=ddp", "net=dense", "data.batches_per_epoch=4"]
+    distributed = [
+        "trainer.devices=2",
+        "trainer.strategy=ddp",
+        "net=dense",
+        "data.batches_per_epoch=4",
+        "~callbacks.pictures",
+    ]
     answer = subprocess.run(
         command(tmp_path / "two", *distributed), capture_output=True, text=True, timeout=300, check=False
     )
@@ -184,33 +201,34 @@ def test_two_processes_train_one_net(tmp_path):
     assert card["figures"]["spectra"] == 3 * 2 * 16 * 2
 
 
+@pytest.fixture
+def in_this_process(monkeypatch, tmp_path):
+    """An empty folder to run commands in; arguments and environment as before afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["specfit"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_multirun_sweeps(tmp_path):
-    arguments = [*command(tmp_path, "net=talk,dense", "trainer.max_epochs=1"), "--multirun"]
-    arguments.append(f"hydra.sweep.dir={tmp_path}/sweep")
-    subprocess.run(arguments, check=True, capture_output=True, timeout=300)
+    short = ["trainer.max_epochs=1", "data.batches_per_epoch=1", "~callbacks.pictures", "name=test"]
+    main(["--multirun", *SMALL, *short, "net=talk,dense", f"hydra.sweep.dir={tmp_path}/sweep"])
     names = [type(checkpoint.load(tmp_path / "sweep" / str(i)).net).__name__ for i in (0, 1)]
     assert names == ["TalkNet", "DenseNet"]
 
 
-def test_bad_edges_in_a_configuration_are_the_callers_mistake(tmp_path):
-    answer = subprocess.run(
-        [sys.executable, "-m", "specfit.cli", "train", *SMALL, f"hydra.run.dir={tmp_path}", "name=t", "edges=5:1:3"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert answer.returncode == 2
-    assert answer.stderr.strip().splitlines()[-1].startswith("specfit: error:")
-
-
-def test_an_unknown_experiment_lists_those_that_are(tmp_path):
-    answer = subprocess.run(
-        [sys.executable, "-m", "specfit.cli", "train", "experiment=nonsense"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert answer.returncode == 2
-    assert "reference" in answer.stderr
-    assert len(answer.stderr.strip().splitlines()) == 1
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([*SMALL, "name=t", "edges=5:1:3"], "edges"), (["experiment=nonsense"], "reference")],
+    ids=["bad edges", "unknown experiment"],
+)
+def test_mistakes_in_a_configuration_are_one_line(monkeypatch, capsys, words, told):
+    monkeypatch.setattr(sys, "argv", ["specfit", "train", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2
+    assert error.startswith("specfit: error:")
+    assert told in error
+    assert len(error.splitlines()) == 1

@@ -114,9 +114,9 @@ def optimize(
         raise InputError("epochs, restarts, record_every, batch_size: 1 or more are expected")
     goal = Objective() if objective is None else objective
     seen, unseen = (events, None) if test_fraction == 0 else events.split(test_fraction, rng=rng)
-    arrange = partial(_arrange, signals=signals, window=window, device=device)
     task = _Task(
-        sample=arrange(seen),
+        sample=_arrange(seen, signals=signals, window=window, device=device),
+        signals=signals,
         objective=goal,
         window=window,
         epochs=epochs,
@@ -126,36 +126,10 @@ def optimize(
         batch_size=batch_size,
         record_every=record_every,
         rng=rng,
+        device=device,
     )
-    runs = []
-    for start in range(restarts):
-        candidate = copy.deepcopy(bins).to(device)
-        if start:
-            candidate.reset(rng)
-        done = start * epochs
-        runs.append(_climb(candidate, task, lambda epoch, done=done: progress(done + epoch) if progress else None))  # type: ignore[misc]
-    best = max(runs, key=lambda run: (run.reached.feasible or not goal.constrained, run.reached.combined))
-    judge = partial(evaluate_events, best.bins, signals=signals, objective=goal, window=window)
-    test = None if unseen is None else judge(unseen.to(device))
-    inside = None
-    if window is not None:
-        narrow = Sample.of(events.where(events.in_window(window.low, window.high)).to(device), signals=signals)
-        inside = evaluate(best.bins, narrow, goal)
-    converged = best.reached.feasible or not goal.constrained
-    return Optimized(
-        bins=best.bins,
-        train=best.reached,
-        test=test,
-        in_window=inside,
-        history=best.history,
-        starts=tuple(run.reached.combined for run in runs),
-        seconds=best.seconds,
-        converged=converged,
-        message="" if converged else _ADVICE.format(bins.n_categories),
-    )
-
-
-_ADVICE = "no start kept the limits of the objective with {} categories; take fewer, loosen the limits or add restarts"
+    runs = _climb_from_all(bins, task, restarts, progress)
+    return _judged(runs, task, everything=events, unseen=unseen)
 
 
 def evaluate_events(
@@ -185,6 +159,7 @@ class _Task:
     """What all starts share."""
 
     sample: Sample
+    signals: Sequence[str]
     objective: Objective
     window: MassWindow | None
     epochs: int
@@ -194,6 +169,7 @@ class _Task:
     batch_size: int | None
     record_every: int
     rng: torch.Generator
+    device: str | torch.device
 
     def factors(self, bins: Bins) -> Tensor | None:
         return _factors(bins, self.sample, self.window)
@@ -210,6 +186,44 @@ class _Run:
     reached: Evaluation
     history: History
     seconds: float
+
+
+def _climb_from_all(bins: Bins, task: _Task, restarts: int, progress: Callable[[int], None] | None) -> list[_Run]:
+    """Trains from every start, the first of them `bins` as they are."""
+    runs = []
+    for start in range(restarts):
+        candidate = copy.deepcopy(bins).to(task.device)
+        if start:
+            candidate.reset(task.rng)
+        done = start * task.epochs
+        runs.append(_climb(candidate, task, lambda epoch, done=done: progress(done + epoch) if progress else None))  # type: ignore[misc]
+    return runs
+
+
+def _judged(runs: list[_Run], task: _Task, *, everything: Events, unseen: Events | None) -> Optimized:
+    """Takes the best start and looks at what it reaches on events that it has not seen, and on all in the window."""
+    goal, window = task.objective, task.window
+    best = max(runs, key=lambda run: (run.reached.feasible or not goal.constrained, run.reached.combined))
+    judge = partial(evaluate_events, best.bins, signals=task.signals, objective=goal, window=window)
+    inside = None
+    if window is not None:
+        narrow = everything.where(everything.in_window(window.low, window.high)).to(task.device)
+        inside = evaluate(best.bins, Sample.of(narrow, signals=task.signals), goal)
+    converged = best.reached.feasible or not goal.constrained
+    return Optimized(
+        bins=best.bins,
+        train=best.reached,
+        test=None if unseen is None else judge(unseen.to(task.device)),
+        in_window=inside,
+        history=best.history,
+        starts=tuple(run.reached.combined for run in runs),
+        seconds=best.seconds,
+        converged=converged,
+        message="" if converged else _ADVICE.format(best.bins.n_categories),
+    )
+
+
+_ADVICE = "no start kept the limits of the objective with {} categories; take fewer, loosen the limits or add restarts"
 
 
 def _climb(bins: Bins, task: _Task, progress: Callable[[int], None]) -> _Run:

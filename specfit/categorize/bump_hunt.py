@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specfit import plots
 from specfit.categories import Bins, Events, MassWindow, Sample
-from specfit.categorize.study import Pages, Report, Result, Study
+from specfit.categorize.study import Pages, Report, Result, Study, draw_bias, draw_stacks
 from specfit.errors import InputError
 
 INCLUSIVE_BINS, CATEGORY_BINS = 60, 40
@@ -92,15 +92,8 @@ class BumpHuntReport(Report):
         mass = study.events.mass if study.events.mass is not None else study.events.weights
         # What is not chosen falls below the range.
         shown = torch.where(chosen, mass, window.range_low - 1)
-        filled = {process: study.histogram(process, shown, edges) for process in study.events.processes}
-        errors = np.sqrt(sum(filled[process][1] for process in study.backgrounds))
-        signals = {f"{p.capitalize()} x {s:g}": s * filled[p][0] for p, s in zip(study.signals, scales, strict=False)}
-        stack = {process.capitalize(): filled[process][0] for process in study.backgrounds}
-        for scale in ("linear", "log"):
-            with pages.page(f"{name}_{scale}") as ax:
-                plots.draw_stack(
-                    edges, stack, ax, errors=errors, signals=signals, log=scale == "log", x_label="Mass [GeV]"
-                )
+        names = {f"{name}_linear": False, f"{name}_log": True}
+        draw_stacks(study, pages, names, values=shown, edges=edges, scales=scales, x_label="Mass [GeV]")
 
     def _draw_maps(self, study: Study, result: Result, pages: Pages, *, folder: str, rank: Tensor) -> None:
         axis = np.linspace(0.0, 1.0, self.map_points)
@@ -137,16 +130,7 @@ def _draw_course(result: Result, pages: Pages, *, folder: str, order: Tensor) ->
     for name, (values, label, options) in lines.items():
         with pages.page(f"{folder}/{name}") as ax:
             plots.draw_history(values, ax, y_label=label, **options)
-    epochs = history.recorded.clamp(max=len(history.loss) - 1)
-    with pages.page(f"{folder}/bias_history_{n}") as ax:
-        plots.draw_bias_history(
-            history.recorded.numpy(),
-            history.bias.numpy(),
-            ax,
-            sharpness=history.sharpness[epochs].numpy(),
-            name=result.bins.SHARPNESS,
-            log=True,
-        )
+    draw_bias(result, pages, f"{folder}/bias_history_{n}", log=True)
 
 
 def _rank_by_significance(study: Study, bins: Bins) -> Tensor:

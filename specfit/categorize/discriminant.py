@@ -13,7 +13,7 @@ import torch
 
 from specfit import plots
 from specfit.categories import Evaluation, SigmoidBins
-from specfit.categorize.study import Pages, Report, Result, Study
+from specfit.categorize.study import Pages, Report, Result, Study, draw_bias, draw_stacks
 from specfit.errors import InputError
 
 TOY_BINS = 50
@@ -61,32 +61,14 @@ class DiscriminantReport(Report):
 
     def _stack(self, study: Study, pages: Pages, edges: np.ndarray, name: str) -> None:
         x = study.events.features[:, 0]
-        filled = {process: study.histogram(process, x, edges) for process in study.events.processes}
-        errors = np.sqrt(sum(filled[process][1] for process in study.backgrounds))
-        signals = {
-            f"{process.capitalize()} x {self.signal_scale:g}": self.signal_scale * filled[process][0]
-            for process in study.signals
-        }
-        stack = {process.capitalize(): filled[process][0] for process in study.backgrounds}
-        for log in (False, True):
-            with pages.page(f"{name}_log" if log else name) as ax:
-                plots.draw_stack(edges, stack, ax, errors=errors, signals=signals, log=log, x_label=self.x_label)
+        names, scales = {name: False, f"{name}_log": True}, [self.signal_scale] * len(study.signals)
+        draw_stacks(study, pages, names, values=x, edges=edges, scales=scales, x_label=self.x_label)
 
 
 def _draw_course(result: Result, pages: Pages) -> None:
     history, n = result.history, result.n
-    # A recorded epoch after the last one looks at the final state, which has the sharpness of the last epoch.
-    epochs = history.recorded.clamp(max=len(history.loss) - 1)
     for log in (False, True):
-        with pages.page(f"bias_history_{n}bins{'_log' if log else ''}") as ax:
-            plots.draw_bias_history(
-                history.recorded.numpy(),
-                history.bias.numpy(),
-                ax,
-                sharpness=history.sharpness[epochs].numpy(),
-                name=result.bins.SHARPNESS,
-                log=log,
-            )
+        draw_bias(result, pages, f"bias_history_{n}bins{'_log' if log else ''}", log=log)
     lines = {
         f"history_loss_{n}bins": (history.loss.numpy(), "Negative significance"),
         f"history_penalty_yield_{n}bins": (history.low_background.numpy(), "Low-background penalty"),

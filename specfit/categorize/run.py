@@ -5,16 +5,12 @@ from __future__ import annotations
 __all__ = ["analyse", "categorize", "main"]
 
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import hydra
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,9 +26,9 @@ from specfit.categories import (
 )
 from specfit.categorize.study import Pages, Report, Result, Study
 from specfit.errors import InputError
-from specfit.io.files import replacing
+from specfit.io.files import replacing, write_json
+from specfit.overrides import run_configured
 from specfit.randomness import independent_rng
-from specfit.resources import folder
 
 RESULTS, CONFIG = "results.json", "config.yaml"
 Progress = Callable[[str, int, int], None]
@@ -53,7 +49,8 @@ def categorize(cfg: DictConfig, *, progress: Progress | None = None) -> Path:
     if (run_dir / RESULTS).exists():
         raise InputError(f"run_dir: {run_dir} holds a finished run; choose another with name=NAME or delete it")
     (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    _write(run_dir / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    with replacing(run_dir / CONFIG) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     events, objective, window = (instantiate(cfg[key]) for key in ("events", "objective", "window"))
     climb = instantiate(cfg.optimize)
     results = []
@@ -134,36 +131,21 @@ def main(overrides: Sequence[str], *, progress: Progress | None = None) -> list[
     Returns:
         The run folders.
     """
-    is_key = [not word.startswith("-") and ("=" in word or word.startswith("~")) for word in overrides]
-    keys, flags = (
-        [word for word, key in zip(overrides, is_key, strict=True) if key is which] for which in (True, False)
-    )
-    sys.argv = [str(Path(__file__).resolve()), *flags, *keys]
-    # Hydra then raises instead of printing, so that a caller's mistake can be told from a fault.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    mistakes: list[Exception] = []
     folders: list[Path] = []
-
-    def run(cfg: DictConfig) -> None:
-        try:
-            folders.append(categorize(cfg, progress=progress))
-        except (InputError, OSError, InstantiationException) as error:
-            is_wrapped = isinstance(error.__cause__, InputError | OSError)
-            if isinstance(error, InstantiationException) and not is_wrapped:
-                raise
-            mistakes.append(cast(Exception, error.__cause__) if is_wrapped else error)
-
-    hydra.main(version_base="1.3", config_path=str(folder("conf") / "categorize"), config_name="categorize")(run)()
-    if mistakes:
-        raise mistakes[0]
+    run_configured(
+        lambda cfg: folders.append(categorize(cfg, progress=progress)),
+        overrides,
+        config="categorize/categorize",
+        program=__file__,
+    )
     return folders
 
 
 def _report(run_dir: Path, cfg: DictConfig, study: Study) -> Path:
     report: Report = instantiate(cfg.report)
     comparison = report.draw(study, Pages(run_dir, cfg.format))
-    results = {"results": [result.summary() for result in study.results], "comparison": comparison}
-    _write(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")
+    results = [result.summary() for result in study.results]
+    write_json(run_dir / RESULTS, {"results": results, "comparison": comparison})
     return run_dir
 
 
@@ -191,8 +173,3 @@ def _bar(progress: Progress | None, label: str, total: int) -> Callable[[int], N
 
 def _advance(progress: Progress, label: str, total: int, done: int) -> None:
     progress(label, done, total)
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Pages", "Report", "Result", "Study"]
+__all__ = ["Pages", "Report", "Result", "Study", "draw_bias", "draw_stacks"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,3 +137,56 @@ class Pages:
         path = self.folder / f"{name}.{ending or self.ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.written.append(plots.save(figure, path))
+
+
+def draw_bias(result: Result, pages: Pages, name: str, *, log: bool) -> None:
+    """Writes how soft yields depart from hard ones in the course of an optimisation.
+
+    Args:
+        result: What was found.
+        pages: Where the picture goes.
+        name: Its name.
+        log: Whether the bias is drawn on a logarithmic axis.
+    """
+    history = result.history
+    # A recorded epoch after the last one looks at the final state, which has the sharpness of the last epoch.
+    epochs = history.recorded.clamp(max=len(history.loss) - 1)
+    with pages.page(name) as ax:
+        plots.draw_bias_history(
+            history.recorded.numpy(),
+            history.bias.numpy(),
+            ax,
+            sharpness=history.sharpness[epochs].numpy(),
+            name=result.bins.SHARPNESS,
+            log=log,
+        )
+
+
+def draw_stacks(
+    study: Study,
+    pages: Pages,
+    names: Mapping[str, bool],
+    *,
+    values: torch.Tensor,
+    edges: np.ndarray,
+    scales: Sequence[float],
+    x_label: str,
+) -> None:
+    """Writes the backgrounds on top of each other, with their error, and the signals beside them.
+
+    Args:
+        study: Whose events are drawn.
+        pages: Where the pictures go.
+        names: Their names, and whether each has a logarithmic axis.
+        values: What is filled, of all events, shape `(n,)`.
+        edges: Bin edges, shape `(n_bins + 1,)`.
+        scales: What each signal is multiplied by.
+        x_label: Name of the values.
+    """
+    filled = {process: study.histogram(process, values, edges) for process in study.events.processes}
+    errors = np.sqrt(sum(filled[process][1] for process in study.backgrounds))
+    signals = {f"{p.capitalize()} x {s:g}": s * filled[p][0] for p, s in zip(study.signals, scales, strict=False)}
+    stack = {process.capitalize(): filled[process][0] for process in study.backgrounds}
+    for name, log in names.items():
+        with pages.page(name) as ax:
+            plots.draw_stack(edges, stack, ax, errors=errors, signals=signals, log=log, x_label=x_label)

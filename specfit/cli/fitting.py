@@ -6,7 +6,7 @@ __all__ = ["fit", "with_joined_words"]
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -53,32 +53,57 @@ def fit(
     of_json = {"--measurement": measurement, "--scan": scan, "--limit": limit, "--impacts": impacts, "--plot": plot}
     of_yaml = {"--param-model": param_model, "--prior": prior, "--expect": expect, "--asimov": asimov}
     is_yaml = model.suffix.lower() in (".yaml", ".yml")
-    foreign = [name for name, value in (of_json if is_yaml else of_yaml).items() if value]
-    if foreign:
-        other = "a workspace in JSON" if is_yaml else "cells of histograms in YAML"
-        raise InputError(f"{', '.join(foreign)}: for {other}; {model.name} came")
-    if is_yaml:
-        from specfit.stats.cells.command import fit_file
+    _refuse(of_json if is_yaml else of_yaml, "a workspace in JSON" if is_yaml else "cells of histograms in YAML", model)
+    fitted = _fit_cells(model, of_yaml) if is_yaml else _fit_workspace(model, of_json)
+    if out is not None:
+        from specfit.io.files import write_json
 
-        found = fit_file(model, param_models=param_model or [], priors=prior or [], expect=expect or [], asimov=asimov)
-        content, text, converged = found.summary(), str(found), found.converged
-        if out is not None:
-            found.save(out)
-    else:
-        from specfit.io.files import replacing
-        from specfit.stats.command import fit_workspace
-
-        picture = model.with_suffix(".png") if plot == BESIDE_THE_OUTPUT else plot
-        content, text = fit_workspace(
-            model, measurement=measurement, scanned=scan, limit=limit, with_impacts=impacts, picture=picture
-        )
-        converged = bool(content["fit"]["converged"])
-        if out is not None:
-            with replacing(out) as temporary:
-                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(content, indent=2) if as_json else text)
-    if not converged:
+        write_json(out, fitted.content)
+    print(json.dumps(fitted.content, indent=2) if as_json else fitted.text)
+    if not fitted.converged:
         raise typer.Exit(1)
+
+
+class _Fitted(NamedTuple):
+    """Results as plain data and as text."""
+
+    content: dict[str, Any]
+    text: str
+    converged: bool
+
+
+def _refuse(options: dict[str, Any], meant_for: str, file: Path) -> None:
+    """Refuses options of the other kind of file."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise InputError(f"{', '.join(given)}: for {meant_for}; {file.name} came")
+
+
+def _fit_cells(file: Path, options: dict[str, Any]) -> _Fitted:
+    from specfit.stats.cells.command import fit_file
+
+    found = fit_file(
+        file,
+        param_models=options["--param-model"] or [],
+        priors=options["--prior"] or [],
+        expect=options["--expect"] or [],
+        asimov=options["--asimov"],
+    )
+    return _Fitted(found.summary(), str(found), found.converged)
+
+
+def _fit_workspace(file: Path, options: dict[str, Any]) -> _Fitted:
+    from specfit.stats.command import fit_workspace
+
+    content, text = fit_workspace(
+        file,
+        measurement=options["--measurement"],
+        scanned=options["--scan"],
+        limit=options["--limit"],
+        with_impacts=options["--impacts"],
+        picture=file.with_suffix(".png") if options["--plot"] == BESIDE_THE_OUTPUT else options["--plot"],
+    )
+    return _Fitted(content, text, bool(content["fit"]["converged"]))
 
 
 def with_joined_words(arguments: list[str]) -> list[str]:

@@ -53,39 +53,56 @@ def predict(
 
     Example: `specfit predict hist.npy --edges 250:3000:50:log --plot`
     """
-    from specfit import io
     from specfit.inference import EdgesMismatchError, SpectrumFitter
     from specfit.streaming import is_large
 
-    target = out or _beside(spectrum)
-    if Path(target).resolve() == Path(spectrum).resolve():
-        raise InputError(f"--out: {target} is the input itself; choose another name")
+    target = _target(spectrum, out)
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
-    rule = None if no_refit else cast(Any, refit)
-    windows = [numbers("mask", text, ":", 2) for text in mask or []]
-    limits = None if edges is None else io.parse_edges(edges)
-    if is_large(spectrum):
-        if plot is not None:
-            raise InputError("--plot: one picture shows one spectrum; this file holds thousands")
-        _predict_many(fitter, spectrum, target, as_json=as_json, edges=limits, mask=windows, refit=rule)
-        return
+    options = _fit_options(edges, mask, None if no_refit else refit)
+    answer = _predict_many if is_large(spectrum) else _predict_few
     try:
-        fit = fitter.fit(spectrum, limits, mask=windows, refit=rule)
+        answer(fitter, spectrum, target, options, plot=plot, as_json=as_json)
     except EdgesMismatchError as error:  # its advice can name the file
         raise InputError(str(error).replace("edges=FILE", f"edges={edges or spectrum}")) from None
+
+
+def _target(source: str, out: str | None) -> str:
+    target = out or _beside(source)
+    if Path(target).resolve() == Path(source).resolve():
+        raise InputError(f"--out: {target} is the input itself; choose another name")
+    return target
+
+
+def _fit_options(edges: str | None, mask: list[str] | None, refit: str | None) -> dict[str, Any]:
+    """Makes of words what `SpectrumFitter.fit` takes."""
+    from specfit import io
+
+    windows = [numbers("mask", text, ":", 2) for text in mask or []]
+    return {"edges": None if edges is None else io.parse_edges(edges), "mask": windows, "refit": refit}
+
+
+def _predict_few(
+    fitter: Any, source: str, target: str, options: dict[str, Any], *, plot: str | None, as_json: bool
+) -> None:
+    """Fits what is held in memory at once."""
+    fit = fitter.fit(source, **options)
     written = {"background": str(fit.save(target))}
     if plot is not None:
         written["picture"] = _save_picture(fit, target, plot)
     if as_json:
-        print(json.dumps({"input": spectrum, **written, "fits": fit.summary()}, indent=2))
+        print(json.dumps({"input": source, **written, "fits": fit.summary()}, indent=2))
     else:
         _print_table(fit.summary(), written)
 
 
-def _predict_many(fitter: Any, source: str, target: str, *, as_json: bool, **options: Any) -> None:
+def _predict_many(
+    fitter: Any, source: str, target: str, options: dict[str, Any], *, plot: str | None, as_json: bool
+) -> None:
     """Fits a file of very many spectra piece by piece."""
     from specfit.streaming import fit_file
 
+    if plot is not None:
+        raise InputError("--plot: one picture shows one spectrum; this file holds thousands")
     with progress_bar("spectra", 1) as update:
         done = fit_file(fitter, source, target, progress=update, **options)
     p_value, excess = done.fits["p_value"], done.fits["largest_excess"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Place", "check_readable", "locate", "replacing"]
+__all__ = ["Place", "check_readable", "locate", "replacing", "write_json"]
 
+import json
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from specfit.errors import InputError
 
@@ -111,6 +112,17 @@ def replacing(file: Path, *, keep_content: bool = False) -> Iterator[Path]:
         # A folder that may not be written gives no error here: the first one says it all.
         if temporary.exists():
             temporary.unlink()
+
+
+def write_json(file: str | Path, content: Any) -> Path:
+    """Writes plain data to a file that is easy to read, whole or not at all; returns its path.
+
+    Raises:
+        OSError: As `replacing`.
+    """
+    with replacing(Path(file)) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return Path(file)
 
 
 def _check_folder(file: Path, target: Path) -> None:

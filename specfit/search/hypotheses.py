@@ -132,7 +132,7 @@ def _mass_grid(edges: Tensor, width: Callable[[Tensor], Tensor]) -> Tensor:
 
     def step(at: Tensor, share: float) -> Tensor:
         bin_index = (torch.searchsorted(edges, at, right=True) - 1).clamp(0, len(edges) - 2)
-        return torch.maximum(share * width(at), edges.diff()[bin_index])
+        return share * torch.maximum(width(at), edges.diff()[bin_index])
 
     first = edges[:1] + edges.diff()[:1]  # the width may vanish at the first edge itself
     masses = [first + step(first, 1.0) - edges.diff()[:1]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["FitResult"]
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from specfit import plots
 from specfit.errors import InputError
-from specfit.io.files import replacing
+from specfit.io.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,9 +117,7 @@ class FitResult:
 
     def save(self, path: str | Path) -> Path:
         """Writes `to_dict` as JSON."""
-        with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        return Path(path)
+        return write_json(path, self.to_dict())
 
     def __str__(self) -> str:
         """Writes the result as a table, one parameter a line."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specfit.errors import InputError
-from specfit.io.files import replacing
+from specfit.io.files import write_json
 from specfit.stats.schema import Document, Measurement, parse
 
 # What pyhf knows; a workspace with anything else cannot be written for it.
@@ -79,10 +79,7 @@ class Workspace:
         Raises:
             InputError: pyhf does not know a modifier or a channel type in it.
         """
-        content = self.to_pyhf() if dialect == "pyhf" else self.to_dict()
-        with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        return Path(path)
+        return write_json(Path(path), self.to_pyhf() if dialect == "pyhf" else self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the document as plain data, without what has its default."""

@@ -49,14 +49,14 @@ def calibrate(
         net: A trained net; changed in place.
         generator: What it was trained on; signals are left out.
         size: Number of spectra to learn from; a quarter as many more judge the result.
-        seed: Decides the spectra.
+        seed: Decides the spectra and the first weights of the scale.
     """
     if not isinstance(net, CalibratedNet):
         return None
     net.eval()
     pure = generator.without_signal()
     batches = [pure.sample(BATCH, rng=independent_rng((seed, 0, i))) for i in range(-(-size // BATCH))]
-    net.error_scale.load_state_dict(ErrorScale().state_dict())
+    net.error_scale.load_state_dict(_untrained_scale(seed).state_dict())
     features, pulls = (torch.cat(parts) for parts in zip(*(_bins(net, batch) for batch in batches), strict=True))
     before = _width(pulls)
     _learn_scale(net.error_scale, features, pulls, rng=independent_rng((seed, 1)))
@@ -67,6 +67,12 @@ def calibrate(
     judged = torch.cat([_bins(net, batch)[1] for batch in others])
     inside = [(judged.abs() < z).double().mean().item() for z in (1.0, 1.96)]
     return Calibration(before, _width(judged), *inside)
+
+
+def _untrained_scale(seed: int) -> ErrorScale:
+    with torch.random.fork_rng(devices=[]):  # torch's layers know no other source of randomness
+        torch.manual_seed(seed)
+        return ErrorScale()
 
 
 @torch.no_grad()
@@ -96,7 +102,7 @@ def _learn_scale(scale: ErrorScale, features: Tensor, pulls: Tensor, *, rng: tor
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
     with torch.enable_grad():
         for _ in range(STEPS):
-            some = torch.randint(len(pulls), (BINS_A_STEP,), generator=rng)
+            some = torch.randint(len(pulls), (min(BINS_A_STEP, len(pulls)),), generator=rng)
             log_factor = scale.log_factor(features[some])[..., 0]
             scaled = pulls[some] * (-log_factor).exp()
             loss = (log_factor + (DEGREES + 1) / 2 * torch.log1p(scaled.square() / DEGREES)).mean()

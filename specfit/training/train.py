@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Trained", "main", "train"]
 
 import inspect
-import os
 import platform
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import lightning
 import lightning.pytorch as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,7 +28,7 @@ from specfit.errors import InputError
 from specfit.generator import SpectrumGenerator, WideGenerator
 from specfit.information_limit import information_limit
 from specfit.net import BackgroundNet
-from specfit.resources import folder
+from specfit.overrides import run_configured
 from specfit.training.calibrate import calibrate
 from specfit.training.datamodule import SpectrumDataModule
 
@@ -98,35 +96,12 @@ def main(overrides: Sequence[str]) -> None:
     Args:
         overrides: Hydra's command line, such as `["experiment=reference", "seed=2"]`.
     """
-    # What Lightning starts again for every further process of a distributed run.
-    # Hydra's parser wants its flags before the keys; users write them in any order.
-    is_key = [not word.startswith("-") and ("=" in word or word.startswith("~")) for word in overrides]
-    keys, flags = (
-        [word for word, key in zip(overrides, is_key, strict=True) if key is which] for which in (True, False)
-    )
-    sys.argv = [str(Path(__file__).resolve()), *flags, *keys]
-    # Hydra then raises instead of printing, so that a caller's mistake can be told from a fault.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    mistakes: list[Exception] = []
-
-    def run(cfg: DictConfig) -> float:
-        try:
-            return train(cfg).figures["val/loss"]  # what a sweeper minimises
-        except (InputError, OSError, InstantiationException) as error:
-            is_wrapped = isinstance(error.__cause__, InputError | OSError)
-            if isinstance(error, InstantiationException) and not is_wrapped:
-                raise
-            mistakes.append(cast(Exception, error.__cause__) if is_wrapped else error)  # Hydra would print its own tale
-            return float("inf")
-
     try:
-        hydra.main(version_base="1.3", config_path=str(folder("conf")), config_name="train")(run)()
+        run_configured(lambda cfg: train(cfg).figures["val/loss"], overrides, config="train", program=__file__)
     except SystemExit as end:
         if end.code == 1:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         raise
-    if mistakes:
-        raise mistakes[0]
 
 
 def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["CellFit", "fit_cells"]
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
-from specfit.io.files import replacing
+from specfit.io.files import write_json
 from specfit.stats.cells.likelihood import CellLikelihood
 from specfit.stats.cells.newton import Minimum, minimize
 from specfit.stats.cells.parameters import Meaning, match
@@ -128,9 +127,7 @@ class CellFit:
 
     def save(self, path: str | Path) -> Path:
         """Writes `summary` as JSON; a file of the same name is replaced in one step."""
-        with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.summary(), indent=2) + "\n")
-        return Path(path)
+        return write_json(path, self.summary())
 
     def __str__(self) -> str:
         """Writes a table of raw and physical values; of the first parameters only where there are many."""
