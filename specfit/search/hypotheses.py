@@ -31,8 +31,6 @@ Width = float | Sequence[float] | Callable[[Tensor], Tensor]
 
 # Steps of the grid of masses, in standard deviations of the peak; a finer grid finds nothing more.
 STEP = 0.5
-# A hypothesis of which less lies in the range says nothing.
-LEAST_INSIDE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
