@@ -18,6 +18,7 @@ from __future__ import annotations
 __all__ = [
     "GlobalPValue",
     "KnownPeak",
+    "ManyScans",
     "PseudoExperiments",
     "ScanResult",
     "SignalHypotheses",
@@ -25,10 +26,12 @@ __all__ = [
     "global_p_value",
     "run_pseudo_experiments",
     "scan",
+    "scan_many",
     "template_hypotheses",
 ]
 
 from specfit.search.hypotheses import SignalHypotheses, gaussian_hypotheses, template_hypotheses
+from specfit.search.many import ManyScans, scan_many
 from specfit.search.pseudo_experiments import PseudoExperiments, run_pseudo_experiments
 from specfit.search.result import KnownPeak, ScanResult
 from specfit.search.scanning import scan

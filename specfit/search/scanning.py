@@ -156,7 +156,10 @@ def make_chain(
     if signals.templates.shape[-1] != fit.spectrum.n_bins:
         n = signals.templates.shape[-1]
         raise InputError(f"hypotheses: templates of {n} bins came, the spectrum has {fit.spectrum.n_bins}")
-    out = left_out_bins(fit.spectrum, left_out)[0]
+    out = left_out_bins(fit.spectrum, left_out)
+    if (out != out[:1]).any():
+        raise InputError("mask: the same bins are expected in every spectrum of a search")
+    out = out[0]
     seen = (signals.templates * ~out).sum(-1) > LEAST_SEEN * signals.templates.sum(-1)
     if not seen.any():
         raise InputError("mask: it covers every signal that was to be looked for; leave some bins")

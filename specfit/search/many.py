@@ -1,0 +1,250 @@
+"""scan_many: every spectrum of a file searched, ranked by its global p-value, in bounded memory.
+
+All spectra share their edges and hypotheses. Each gets its own background, its own correlation of the hypotheses and
+from these its own global p-value; over all m spectra the smallest counts as :math:`1 - (1 - p)^m`. Pieces are kept in a
+folder, so that a stopped search goes on where it was.
+"""
+
+from __future__ import annotations
+
+__all__ = ["FOUND", "ManyScans", "scan_many"]
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+import torch
+from torch import Tensor
+
+from specfit import io
+from specfit.arrays import ArrayLike
+from specfit.background_fit import BackgroundFit
+from specfit.errors import InputError
+from specfit.inference import EdgesMismatchError, SpectrumFitter
+from specfit.io.files import check_readable, replacing
+from specfit.parallel import on_all_cores
+from specfit.randomness import independent_rng
+from specfit.search.chain import Chain
+from specfit.search.hypotheses import SignalHypotheses, Width
+from specfit.search.look_elsewhere import global_p_value_of_maximum, significance_vectors
+from specfit.search.scanning import make_chain
+from specfit.search.toys.chunks import Chunk, chunks_of, digest
+from specfit.search.toys.software import software
+from specfit.search.toys.store import SOFTWARE, open_store
+
+CHUNK = 256
+# Samples of the field of significances for each global p-value, and spectra that one thread takes at a time.
+SAMPLES, AT_A_TIME = 4000, 16
+LEVELS = (3.0, 4.0, 5.0)
+FOUND = ("events", "mass", "width", "yields", "error", "local_z", "global_p", "p_value", "converged")
+"""What is kept of every spectrum: of its largest excess, and of its background."""
+ENDINGS = (".csv", ".json", ".npz")
+
+
+@dataclass(frozen=True, eq=False)
+class ManyScans:
+    """The largest excess of every spectrum.
+
+    Args:
+        table: One array `(m,)` for each of `FOUND`: total events; mass, width, yield, error and local significance of
+            the best hypothesis; the spectrum's global p-value; p-value of the background; whether it converged.
+        n_hypotheses: Number of hypotheses for each spectrum.
+    """
+
+    table: dict[str, npt.NDArray[Any]]
+    n_hypotheses: int
+
+    def __len__(self) -> int:
+        return len(self.table["local_z"])
+
+    @property
+    def ranking(self) -> npt.NDArray[np.intp]:
+        """Rows by global p-value, the smallest first; those whose background could not be fitted come last."""
+        return np.lexsort((-self.table["local_z"], self.table["global_p"], ~self.table["converged"]))
+
+    @property
+    def global_p(self) -> float:
+        """Probability that pure backgrounds show so small a global p-value in any of the spectra that converged."""
+        used = self.table["converged"]
+        if not used.any():
+            return float("nan")
+        return float(-np.expm1(used.sum() * np.log1p(-min(self.table["global_p"][used].min(), 1 - 1e-15))))
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what counts, as plain data."""
+        used = self.table["converged"]
+        z = self.table["local_z"][used]
+        return {
+            "spectra": len(self),
+            "not_converged": int((~used).sum()),
+            "hypotheses": self.n_hypotheses,
+            "global_p_over_all": self.global_p,
+            "global_p_uniform": float(scipy.stats.kstest(self.table["global_p"][used], "uniform").pvalue),
+            "above": {f"{level:g}": int((z > level).sum()) for level in LEVELS},
+            "top": [self.row(i) for i in self.ranking[:10]],
+        }
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Returns what was found in one spectrum, as plain data."""
+        return {"spectrum": int(index)} | {name: column[index].item() for name, column in self.table.items()}
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the table, ranked, to `.csv`, `.npz` (in the order of the file) or, with the summary, `.json`.
+
+        Raises:
+            InputError: Another ending.
+        """
+        target = Path(path)
+        if target.suffix not in ENDINGS:
+            raise InputError(f"{target}: a name ending in {', '.join(ENDINGS)} is expected")
+        with replacing(target) as temporary:
+            if target.suffix == ".npz":
+                with temporary.open("wb") as stream:
+                    np.savez(stream, **self.table)  # type: ignore[arg-type]
+            elif target.suffix == ".json":
+                rows = [self.row(i) for i in self.ranking]
+                temporary.write_text(json.dumps({"summary": self.summary(), "spectra": rows}, indent=2) + "\n")
+            else:
+                rows = [self.row(i) for i in self.ranking]
+                lines = (",".join(f"{value:.10g}" for value in row.values()) for row in rows)
+                temporary.write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
+        return target
+
+
+def scan_many(
+    spectra: Any,
+    edges: ArrayLike | None = None,
+    *,
+    checkpoint: str | Path | SpectrumFitter | None = None,
+    width: Width = 0.05,
+    mass: ArrayLike | None = None,
+    hypotheses: SignalHypotheses | None = None,
+    known: Sequence[tuple[float, float]] = (),
+    mask: ArrayLike | None = None,
+    seed: int = 1,
+    store: str | Path | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> ManyScans:
+    """Searches every row of a two-dimensional array or `.npy` file, on all cores.
+
+    Args:
+        spectra: Counts, shape `(m, n_bins)`: an array, or the path of a `.npy` file, which is mapped and never read as
+            a whole; or a batch of anything that `SpectrumFitter.fit` takes.
+        edges: Bin edges.
+        checkpoint: A checkpoint, a run's folder, a `SpectrumFitter`, or None for the shipped net.
+        width: As for `scan`, like `mass`, `hypotheses`, `known` and `mask`.
+        mass: Masses to try.
+        hypotheses: Signals of any shape.
+        known: Peaks that are fitted beside every hypothesis.
+        mask: Bins to leave out.
+        seed: Decides the samples behind the global p-values.
+        store: Folder that keeps finished pieces; the same call goes on there.
+        progress: Called with the number of spectra that are done and of all.
+
+    Raises:
+        InputError: A row is no spectrum (the message says which), or an argument cannot be used.
+    """
+    fitter = checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
+    rows, limits = _rows(spectra, edges, fitter)
+    searcher = _Searcher(fitter, limits, mask, seed)
+    first = searcher.fit(rows, Chunk(0, 0, 1))
+    options: dict[str, Any] = {"width": width, "mass": mass, "hypotheses": hypotheses, "known": known}
+    chain = make_chain(fitter, first, left_out=mask, **options)
+    kept = None if store is None else open_store(store, _card(chain, rows, seed))
+    parts, done = [], 0
+    progress(0, len(rows))
+    for chunk in chunks_of(len(rows), CHUNK):
+        found = kept.read(chunk) if kept else None
+        if found is None:
+            found = searcher.search(chain, rows, chunk)
+            if kept:
+                kept.write(chunk, found)
+        parts.append(found)
+        done += chunk.size
+        progress(done, len(rows))
+    table = {name: np.concatenate([part[name] for part in parts]) for name in FOUND}
+    return ManyScans(table, len(chain.hypotheses))
+
+
+@dataclass(frozen=True, eq=False)
+class _Searcher:
+    fitter: SpectrumFitter
+    edges: ArrayLike | None
+    mask: ArrayLike | None
+    seed: int
+
+    def fit(self, rows: Any, chunk: Chunk) -> BackgroundFit:
+        """Fits the backgrounds of a chunk."""
+        counts = np.asarray(rows[chunk.first : chunk.end], dtype=np.float64)
+        try:
+            return self.fitter.fit(counts, self.edges, mask=self.mask)
+        except (EdgesMismatchError, io.MissingEdgesError):
+            raise  # no fault of these rows
+        except InputError as error:
+            where = f"rows {chunk.first} to {chunk.end - 1} (counted from {chunk.first})"
+            raise InputError(f"{where}: {error}") from None
+
+    def search(self, chain: Chain, rows: Any, chunk: Chunk) -> dict[str, npt.NDArray[Any]]:
+        """Returns what is kept of a chunk."""
+        fit = self.fit(rows, chunk)
+        counts = fit.spectrum.counts
+        found = chain(counts)
+        z, best = found.local_z.max(1)
+        pieces = zip(*(torch.split(t, AT_A_TIME) for t in (z, fit.background.clamp(min=1e-9), counts)), strict=True)
+        p = torch.cat(on_all_cores(lambda piece: self._global_p(chain, *piece), pieces))
+        signals, chosen = chain.hypotheses, best[:, None]
+        columns = (
+            fit.spectrum.total,
+            signals.mass[best],
+            signals.width[best],
+            found.yields.gather(1, chosen)[:, 0],
+            found.error.gather(1, chosen)[:, 0],
+            z,
+            p,
+            fit.p_value,
+            fit.converged,
+        )
+        return {name: column.numpy() for name, column in zip(FOUND, columns, strict=True)}
+
+    def _global_p(self, chain: Chain, z: Tensor, background: Tensor, counts: Tensor) -> Tensor:
+        basis = chain.local_model(counts).basis
+        vectors = significance_vectors(background, basis, chain.hypotheses.templates, chain.weight(counts))
+        rng = independent_rng((self.seed, 0))
+        return global_p_value_of_maximum(z, vectors, rng=rng, samples=SAMPLES)
+
+
+def _rows(spectra: Any, edges: ArrayLike | None, fitter: SpectrumFitter) -> tuple[Any, ArrayLike | None]:
+    """Returns something that gives rows of counts when it is sliced, and edges."""
+    if isinstance(spectra, str | Path) and str(spectra).endswith(".npy"):
+        check_readable(Path(spectra))
+        rows = np.load(spectra, mmap_mode="r", allow_pickle=False)
+        limits = edges
+    elif isinstance(spectra, np.ndarray | Tensor):
+        rows, limits = np.asarray(spectra), edges
+    else:
+        read = io.read(spectra, edges, default_edges=fitter.edges)
+        if read.is_weighted:
+            raise InputError("spectra: weighted contents came; `scan` takes them, one at a time")
+        rows, limits = np.atleast_2d(read.counts.numpy()), read.edges
+    if rows.ndim != 2 or len(rows) == 0:
+        raise InputError(f"spectra: shape (n_spectra, n_bins) is expected, {rows.shape} came")
+    return rows, limits
+
+
+def _card(chain: Chain, rows: Any, seed: int) -> dict[str, Any]:
+    """Writes down what a continued search must agree in."""
+    probe = np.asarray(rows[:: max(1, len(rows) // 1000)], dtype=np.float64)
+    return {
+        "job": "scan of many spectra",
+        "spectra": list(rows.shape),
+        "data": digest(probe),
+        "net": digest(chain.fitter.net.state_dict()),
+        "search": digest([chain.edges, chain.hypotheses.templates, chain.known, chain.mask]),
+        "seed": seed,
+        SOFTWARE: software(),
+    }
