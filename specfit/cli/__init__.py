@@ -19,6 +19,7 @@ from specfit.cli.categorizing import categorize
 from specfit.cli.fitting import fit, with_joined_words
 from specfit.cli.learning import generate, train
 from specfit.cli.predicting import BESIDE_THE_OUTPUT, predict
+from specfit.cli.searching import scan
 from specfit.cli.terminal import one_line
 from specfit.errors import InputError
 
@@ -63,6 +64,7 @@ def _global_options(
 app.command()(predict)
 app.command(context_settings=OVERRIDES)(train)
 app.command()(generate)
+app.command()(scan)
 app.command()(fit)
 app.command(context_settings=OVERRIDES)(categorize)
 

@@ -7,9 +7,12 @@ For each hypothesis
 2. background and signal are fitted together to the data (`specfit.search.joint_fit`);
 3. where the signal is larger than half a standard deviation, again from 1, so that it no longer pulls the net.
 
-The local significance is :math:`\pm\sqrt{q_0}`, from the likelihoods with and without the signal around the same local
-model. It and the error of the yield carry the net's calibration (`specfit.net.error_scale`), which widens the share of
-the background in them. Everything that a search does with pseudo-experiments runs this chain on each.
+The local significance is :math:`\pm\sqrt{q_0}` from the likelihoods with and without the signal. Each of the two may
+use whichever of the net's local models describes the data better with it, that of the data as they are or that of the
+data without the signal: where a background of its own explains the data as well, there is no significance (discrete
+profiling, arXiv:1408.6865). It and the error of the yield also carry the net's calibration (`specfit.net.error_scale`),
+which widens the share of the background in them. Everything that a search does with pseudo-experiments runs this chain
+on each.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ SEEN_ABOVE, MOST_PASSES = 0.5, 4
 SETTLED = 0.05
 # A deficit multiplies what the net sees by no more than this.
 LARGEST_SHARE = 10.0
+# Where a background of its own explains a signal, its error grows by no more than this.
+LARGEST_ABSORPTION = 10.0
 # Rows of spectrum and hypothesis that are fitted together, and spectra that the net sees together.
 ROWS_AT_A_TIME, SPECTRA_AT_A_TIME = 2048, 1024
 
@@ -65,7 +70,7 @@ class Rows(NamedTuple):
     without: JointFit
     """The same model without the tested signal."""
     widening: Tensor
-    """By how much the net's calibration widens the error of the tested yield, shape `(m h,)`."""
+    """By how much the error of the tested yield is wider than this local model knows, shape `(m h,)`."""
 
     @property
     def error(self) -> Tensor:
@@ -121,9 +126,10 @@ class Chain:
         spectrum = torch.arange(m).repeat_interleave(h)
         data, columns = counts[spectrum], self._columns().repeat(m, 1, 1)
         once = self.local_model(counts)
-        rows = self._fitted(data, columns, LocalModel(*(t[spectrum] for t in once)))
-        rows = self._taking_out_signals(rows)
-        return rows._replace(widening=self._widening(counts, once, rows))
+        first = self._fitted(data, columns, LocalModel(*(t[spectrum] for t in once)))
+        at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
+        rows = self._taking_out_signals(first)
+        return rows._replace(widening=self._calibration(counts, once, rows) * _absorption(rows, *at_first))
 
     def local_model(self, counts: Tensor) -> LocalModel:
         """Asks the net what is plausible around counts `(m, n_bins)`."""
@@ -172,8 +178,8 @@ class Chain:
             moving = moving[moved > SETTLED * new.fit.covariance[:, 0, 0].sqrt()]
         return rows
 
-    def _widening(self, counts: Tensor, once: LocalModel, rows: Rows) -> Tensor:
-        """Returns by how much the calibration of the background's error widens that of each tested yield."""
+    def _calibration(self, counts: Tensor, once: LocalModel, rows: Rows) -> Tensor:
+        """Returns by how much the calibration of the background's error widens that of each tested yield, `(m h,)`."""
         weight, h = self.weight(counts), len(self.hypotheses)
         log_rate = posterior_mode(once.log_mean, once.basis, counts, weight=weight)
         raw = gaussian_prediction(log_rate, once.basis, weight)
@@ -188,3 +194,11 @@ class Chain:
         # What a known background would leave of the variance is the signal's own.
         of_background = (1 - 1 / (total * rows.fit.covariance[:, 0, 0])).clamp(0.0, 1.0)
         return (1 + of_background * (mean - 1)).clamp(min=TINY).sqrt()
+
+
+def _absorption(rows: Rows, with_signal: Tensor, without: Tensor) -> Tensor:
+    """Returns by how much less significant signals are when the local models of the first pass count too, `(m h,)`."""
+    alone = rows.without.nll - rows.fit.nll
+    both = torch.minimum(rows.without.nll, without) - torch.minimum(rows.fit.nll, with_signal)
+    ratio = (alone.clamp(min=TINY) / both.clamp(min=TINY)).sqrt()
+    return ratio.clamp(1.0, LARGEST_ABSORPTION)
