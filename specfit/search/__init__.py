@@ -5,4 +5,4 @@ from __future__ import annotations
 __all__ = ["GlobalPValue", "PseudoExperiments", "global_p_value", "run_pseudo_experiments"]
 
 from specfit.search.pseudo_experiments import PseudoExperiments, run_pseudo_experiments
-from specfit.search.toys.p_values import GlobalPValue, global_p_value
+from specfit.search.toys import GlobalPValue, global_p_value
