@@ -110,8 +110,8 @@ def run_pseudo_experiments(
     identity = job.identity()
     card = {"job": identity, "seed": seed, "chunk_size": chunk_size, SOFTWARE: software()}
     kept = None if store is None else open_store(store, card)
-    gathered, missing = _Gathered(n), []
-    for chunk in chunks_of(n, chunk_size):
+    chunks, gathered, missing = chunks_of(n, chunk_size), _Gathered(n), []
+    for chunk in chunks:
         found = kept.read(chunk) if kept else None
         if found is None:
             missing.append(chunk)
@@ -121,7 +121,7 @@ def run_pseudo_experiments(
     n_from_store = gathered.done
     if kept and missing:
         kept.check_can_grow()
-    with _how_to_go_on(gathered, kept), _reporting(progress, n) as report:
+    with _how_to_go_on(chunks, gathered, kept), _reporting(progress, n) as report:
         report(gathered.done, n)
         with contextlib.closing(_drawn(job, missing, seed, workers, scheduler)) as drawn:
             for chunk, arrays in drawn:
@@ -188,12 +188,17 @@ def _reporting(progress: bool | Report, n: int) -> AbstractContextManager[Report
 
 
 @contextmanager
-def _how_to_go_on(gathered: _Gathered, kept: ChunkStore | None) -> Iterator[None]:
+def _how_to_go_on(chunks: Sequence[Chunk], gathered: _Gathered, kept: ChunkStore | None) -> Iterator[None]:
     """Lets a stop say what it leaves behind."""
     try:
         yield
     except KeyboardInterrupt:
-        done = f"stopped after {gathered.done} of {gathered.n} pseudo-experiments"
         if kept is None:
-            raise KeyboardInterrupt(f"{done}; none are kept, give a store=FOLDER for that") from None
-        raise KeyboardInterrupt(f"{done}, which are in {kept.folder}; the same call goes on from there") from None
+            left = "none are kept, give a store=FOLDER for that"
+            raise KeyboardInterrupt(
+                f"stopped after {gathered.done} of {gathered.n} pseudo-experiments; {left}"
+            ) from None
+        # Of the folder itself: the stop may have come between a file and its count.
+        done = sum(chunk.size for chunk in chunks if kept.has(chunk))
+        left = f"which are in {kept.folder}; the same call goes on from there"
+        raise KeyboardInterrupt(f"stopped after {done} of {gathered.n} pseudo-experiments, {left}") from None

@@ -68,6 +68,10 @@ class ChunkStore:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, array, allow_pickle=False)
 
+    def has(self, chunk: Chunk) -> bool:
+        """Tells whether there is a file for a chunk."""
+        return self._file(chunk).exists()
+
     def check_can_grow(self) -> None:
         """Refuses to add pseudo-experiments to those of other versions.
 
