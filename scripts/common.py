@@ -41,6 +41,7 @@ from torch import Tensor
 
 import specfit
 from specfit.background_fit import BackgroundFit
+from specfit.functional import ErfExpSum
 from specfit.generator import Batch
 from specfit.inference import RefitRule
 from specfit.information_limit import USED_ABOVE, InformationLimit, information_limit
@@ -126,7 +127,7 @@ def fitted_parts(
 def fit_functions(counts: Tensor, edges: Tensor, *, n_components: int, starts: int = 3) -> FunctionalFits:
     """Fits the true form to each spectrum with iminuit, one after another."""
     begin = time.perf_counter()
-    fits = [specfit.functional_fit(row, edges, n_components=n_components, starts=starts).fit for row in counts]
+    fits = [specfit.functional_fit(row, edges, function=ErfExpSum(n_components), starts=starts).fit for row in counts]
     spent = time.perf_counter() - begin
     converged = torch.stack([fit.converged for fit in fits]).double().mean().item()
     return FunctionalFits(torch.stack([fit.background for fit in fits]), spent, converged)
