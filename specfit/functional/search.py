@@ -17,7 +17,7 @@ from specfit.functional.likelihood import Likelihood
 
 # Starts that end within this of the lowest log likelihood found the same minimum.
 SAME_MINIMUM = 0.01
-# A deviance so many standard deviations above its degrees of freedom is worth another look, from EXTRA times the starts.
+# A deviance so many standard deviations above its degrees of freedom asks for EXTRA times as many starts again.
 POOR, EXTRA = 5.0, 3
 # Least curvature of an entry that Minuit may divide by.
 SMALLEST_CURVATURE = 1e-6
