@@ -249,3 +249,29 @@ def test_bench_categories_measures_both_toys_without_a_peer(script, json_of):
     assert one["peer ms"] is None
     assert two["combined"] > 0
     assert json_of()["results"]["1-d toy"] == [one]
+
+
+def test_near_bayes_is_the_posterior_mean_of_a_family_with_one_parameter(script):
+    """The oracle: the mean over the whole prior, weighted by the likelihood."""
+    rng = torch.Generator().manual_seed(2)
+    u = torch.linspace(0, 1, 12).double()
+
+    def draw(size):
+        return torch.softmax(-(2 + 4 * torch.rand(size, 1, generator=rng).double()) * u, -1)
+
+    shapes, truth = draw(20_000), 3000 * draw(6)
+    counts = torch.poisson(truth, generator=rng)
+    ours = script("near_bayes").near_bayes(counts, shapes, neighbours=1500)
+    weights = torch.softmax(counts @ shapes.log().T, -1)
+    exact = (weights @ shapes) * counts.sum(-1, keepdim=True)
+    assert ((ours - exact).abs() / truth.sqrt()).max() < 0.1
+
+
+def test_near_bayes_writes_its_figures(script, json_of, run_folder):
+    sizes = ["--size", "4", "--shapes", "3000", "--neighbours", "200", "--only", "reference, 50 bins, N=1"]
+    (row,) = script("near_bayes").main(["--checkpoint", str(run_folder), *sizes, *json_of.option])
+    assert json_of()["results"]["rows"] == [row]
+    assert row["net / near_bayes"] == pytest.approx(row["net"] / row["near_bayes"])
+    assert 0 < row["near_bayes"] < 5
+    with pytest.raises(specfit.InputError, match="no task has 'nothing'"):
+        script("near_bayes").main(["--only", "nothing"])
