@@ -286,10 +286,10 @@ def judge_functions(
                 "task": f"N={n}",
                 "spectra": len(few.counts),
                 "rms_net": rms(few.background, few.truth),
-                "rms_functional": rms(functions.background, few.truth),
+                "rms_functional": rms(functions.fit.background, few.truth),
                 "limit": limits[n].rms,
                 "functional_ms": 1e3 * functions.seconds / len(few.counts),
-                "functional_converged": functions.converged,
+                "functional_converged": functions.fit.converged.double().mean().item(),
             }
         )
     print_table("(f) Net and functional fit (told the form and N) on the same spectra", rows)

@@ -5,6 +5,7 @@ from . import stats as stats
 from .background_fit import BackgroundFit as BackgroundFit
 from .errors import InputError as InputError
 from .functional import functional_fit as functional_fit
+from .functional import functional_fit_many as functional_fit_many
 from .generator import Batch as Batch
 from .generator import SignalPrior as SignalPrior
 from .generator import SpectrumGenerator as SpectrumGenerator

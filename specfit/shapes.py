@@ -100,13 +100,18 @@ class Dijet(Shape):
     sqrt_s: float
     nodes_per_bin: int = 8
 
+    def log_density(self, x: Tensor) -> Tensor:
+        """Computes the log density at points of shape `(n_points,)`; the answer has shape `(*, n_points)`."""
+        p1, p2, p3 = (p[..., None] for p in (self.p1, self.p2, self.p3))
+        z = x / self.sqrt_s
+        return p1 * torch.log1p(-z) - (p2 + p3 * z.log()) * z.log()
+
     def log_bins(self, edges: Tensor) -> Tensor:
         """Computes the log integrals by quadrature."""
         _check_domain(edges, end=self.sqrt_s)
         x, log_weights = quadrature(edges, self.nodes_per_bin)
-        z = x / self.sqrt_s  # (n_bins, nodes)
-        p1, p2, p3 = (p[..., None, None] for p in (self.p1, self.p2, self.p3))
-        values = p1 * torch.log1p(-z) - (p2 + p3 * z.log()) * z.log()
+        values = self.log_density(x.flatten())
+        values = values.reshape(*values.shape[:-1], *x.shape)  # (*, n_bins, nodes)
         return torch.logsumexp(values + log_weights, -1)
 
 

@@ -94,18 +94,16 @@ def fit_file(
         raise InputError(f"--out: {len(counts)} spectra are written to a .npy file, {out.name} came")
     partial, table = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.stem}_fits.npy")
     done = _start_or_continue(partial, counts.shape, _card(fitter, source, counts, options))
-    backgrounds, fits = (open_memmap(partial / name, mode="r+") for name in ("background.npy", "fits.npy"))
     progress(done, len(counts))
     while done < len(counts):
         rows = slice(done, min(done + CHUNK, len(counts)))
         try:
-            fit = _fit_rows(fitter, counts, rows, options)
+            fit = _fit_rows(fitter, source, rows, options)
         except InputError:  # with another source or other options this run is over
             _remove(partial)
             raise
-        backgrounds[rows], fits[rows] = fit.background.numpy(), _table(fit)
-        backgrounds.flush()
-        fits.flush()
+        _store(partial / "background.npy", rows, fit.background.numpy())
+        _store(partial / "fits.npy", rows, _table(fit))
         done = rows.stop
         write_json(partial / "progress.json", {"done": done})
         progress(done, len(counts))
@@ -115,13 +113,22 @@ def fit_file(
     return StreamedFits(out, table, np.load(table, mmap_mode="r", allow_pickle=False))
 
 
-def _fit_rows(fitter: SpectrumFitter, counts: Any, rows: slice, options: dict[str, Any]) -> BackgroundFit:
+def _fit_rows(fitter: SpectrumFitter, source: str, rows: slice, options: dict[str, Any]) -> BackgroundFit:
+    # Mapped anew for every piece: pages of a map that stays open count as memory of the process.
+    counts = np.load(source, mmap_mode="r", allow_pickle=False)
     try:
         return fitter.fit(np.asarray(counts[rows], dtype=np.float64), **options)
     except (EdgesMismatchError, io.MissingEdgesError):
         raise  # no fault of these rows
     except InputError as error:
         raise InputError(f"rows {rows.start} to {rows.stop - 1} (counted from {rows.start}): {error}") from None
+
+
+def _store(path: Path, rows: slice, values: npt.NDArray[Any]) -> None:
+    """Writes some rows of an array file to the disk."""
+    array = open_memmap(path, mode="r+")
+    array[rows] = values
+    array.flush()
 
 
 def _table(fit: BackgroundFit) -> npt.NDArray[Any]:

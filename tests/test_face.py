@@ -23,6 +23,7 @@ NAMES = {
     "bin_significance",
     "categories",
     "functional_fit",
+    "functional_fit_many",
     "io",
     "net",
     "read",

@@ -13,12 +13,12 @@ import torch
 from torch.testing import assert_close
 
 from specfit.arrays import InputError
-from specfit.functional import ErfExpRanges, functional_fit
+from specfit.functional import DijetFunction, ErfExpRanges, ErfExpSum, ExpPolynomial, functional_fit
 from specfit.functional import fitting as fitting_module
 from specfit.functional.likelihood import Likelihood
-from specfit.functional.points import expected_events, plan_nodes, points_of_mean_density
+from specfit.functional.points import plan_nodes, points_of_mean_density
 from specfit.generator import SpectrumGenerator
-from specfit.shapes import quadrature
+from specfit.shapes import ErfExp, quadrature
 from specfit.significance import poisson_deviance
 from specfit.spectrum import Spectrum
 
@@ -48,61 +48,103 @@ def toys(expected, n, rng):
     return torch.poisson(torch.as_tensor(expected).expand(n, -1), generator=rng)
 
 
-def likelihood(counts, edges=REFERENCE_EDGES, ranges=None):
-    return Likelihood(*quadrature(edges, 16), counts, ranges or ErfExpRanges())
+def expected_events(parameters, x, log_weights):
+    """Expected events of components with rows of yield, rho, alpha, mu, sigma, through the public shape."""
+    yields, *shapes = parameters.T
+    log_density = ErfExp(*shapes).log_density(x.flatten()).view(-1, *x.shape)
+    return yields @ torch.softmax(torch.logsumexp(log_density + log_weights, -1), -1)
 
 
-def some_position(n_components, rng):
-    """Well within the limits and not so steep that expectations underflow."""
-    position = (0.1 + 0.8 * torch.rand(5 * n_components, generator=rng).double()).numpy()
-    position[1::5] *= 0.4
-    return position
+FUNCTIONS = {
+    "one component": ErfExpSum(1),
+    "three components": ErfExpSum(3),
+    "dijet": DijetFunction(),
+    "three-parameter dijet": DijetFunction(9000.0, n_parameters=3),
+    "polynomial": ExpPolynomial(4),
+}
+
+
+@pytest.fixture(params=FUNCTIONS.values(), ids=FUNCTIONS)
+def function(request):
+    return request.param
 
 
 @pytest.fixture
 def counts(rng):
-    return SpectrumGenerator(REFERENCE_EDGES, n_backgrounds=3).sample(1, rng=rng).counts[0].double()
+    """Two spectra."""
+    return SpectrumGenerator(REFERENCE_EDGES, n_backgrounds=3).sample(2, rng=rng).counts.double()
+
+
+@pytest.fixture
+def like(function, counts):
+    """With a mask of several bins in one of the spectra."""
+    mask = torch.zeros_like(counts, dtype=torch.bool)
+    mask[1, 7:12] = True
+    return Likelihood(function.on(REFERENCE_EDGES), counts, mask)
+
+
+@pytest.fixture
+def position(like, rng):
+    """Well within the limits and not so steep that expectations underflow."""
+    n = len(like.function.names)
+    if n % 5:
+        start = like.function.starting_points(like.counts, like.mask, 1, rng=None)[:, 0]
+        return start + 0.1 * torch.randn(2, n, generator=rng).double()
+    position = 0.1 + 0.8 * torch.rand(2, n, generator=rng).double()
+    position[:, 1::5] *= 0.4
+    return position
 
 
 # The likelihood
 
 
-@pytest.mark.parametrize("n_components", [1, 3])
-def test_likelihood_is_half_the_deviance_of_the_shape(counts, n_components, rng):
-    like, position = likelihood(counts), some_position(n_components, rng)
-    parameters = torch.from_numpy(like.parameters(position))
-    expected = expected_events(parameters, like.x, like.log_weights)
-    assert_close(like.evaluate(position).nll, poisson_deviance(counts, expected).sum().item() / 2, rtol=1e-11, atol=0)
+@pytest.mark.parametrize("function", [ErfExpSum(1), ErfExpSum(3)], ids=["1", "3"])
+def test_sum_is_that_of_the_shape(function, like, position):
+    x, log_weights = quadrature(REFERENCE_EDGES, plan_nodes(REFERENCE_EDGES, function.ranges.pairs()))
+    log_expected, _ = like.log_expected(position)
+    for row in range(2):
+        parameters = like.function.parameters(position)[row].view(-1, 5)
+        parameters[:, 0] *= like.total[row]
+        assert_close(log_expected[row], expected_events(parameters, x, log_weights).log(), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("n_components", [1, 3])
-def test_gradient_agrees_with_finite_differences(counts, n_components, rng):
-    like, position = likelihood(counts), some_position(n_components, rng)
-    numeric = [
-        (like.evaluate(position + h).nll - like.evaluate(position - h).nll) / 2e-5 for h in 1e-5 * np.eye(len(position))
-    ]
-    np.testing.assert_allclose(like.evaluate(position).gradient, numeric, rtol=1e-6, atol=1e-2)
+def test_dijet_function_is_the_public_shape():
+    from specfit.shapes import Dijet
+
+    on_bins = DijetFunction(13_000.0).on(REFERENCE_EDGES)
+    position = torch.tensor([[1.0, -3.0, 0.4, 0.1], [0.5, -2.0, -0.3, 0.0]]).double()
+    parameters = on_bins.parameters(position)
+    expected = torch.log_softmax(Dijet(*parameters[:, 1:].T, 13_000.0).log_bins(REFERENCE_EDGES), -1)
+    assert_close(on_bins.log_expected(position)[0], expected + position[:, :1].log(), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("n_components", [1, 3])
-def test_jacobian_and_fisher_agree_with_autograd_through_the_shape(counts, n_components, rng, tolerance):
-    like, position = likelihood(counts), some_position(n_components, rng)
-    point, parameters = like.evaluate(position), torch.from_numpy(like.parameters(position))
+def test_likelihood_is_half_the_deviance_of_unmasked_bins(like, position):
+    deviance = poisson_deviance(like.counts, like.log_expected(position)[0].exp()).masked_fill(like.mask, 0.0)
+    assert_close(like.evaluate(position).nll, deviance.sum(-1) / 2, rtol=1e-11, atol=0)
 
-    def log_expected(p):
-        return expected_events(p, like.x, like.log_weights).log()
 
-    by_parameter = torch.autograd.functional.jacobian(log_expected, parameters).flatten(1)  # (n_bins, n)
-    by_position = by_parameter.numpy() * like.scale(position)
-    np.testing.assert_allclose(point.log_jacobian.T, by_position, **tolerance["closed_form"])
-    scaled = by_position * np.exp(log_expected(parameters).numpy())[:, None] ** 0.5
-    np.testing.assert_allclose(point.fisher, scaled.T @ scaled, rtol=1e-8, atol=1e-8)
+def test_gradient_agrees_with_finite_differences(like, position):
+    steps = 1e-5 * torch.eye(position.shape[1]).double()
+    numeric = [(like.evaluate(position + h).nll - like.evaluate(position - h).nll) / 2e-5 for h in steps]
+    assert_close(like.evaluate(position).gradient, torch.stack(numeric, -1), rtol=1e-6, atol=1e-2)
+
+
+def test_jacobian_slopes_and_fisher_agree_with_finite_differences(like, position):
+    log_expected, jacobian = like.log_expected(position)
+    steps = 1e-6 * torch.eye(position.shape[1]).double()
+    numeric = [(like.log_expected(position + h)[0] - like.log_expected(position - h)[0]) / 2e-6 for h in steps]
+    assert_close(jacobian, torch.stack(numeric, 1), rtol=1e-5, atol=1e-6)
+    parameters = like.function.parameters
+    numeric = [(parameters(position + h) - parameters(position - h)) / 2e-6 for h in steps]
+    assert_close(like.function.slopes(position), torch.stack(numeric, -1), rtol=1e-6, atol=1e-5)
+    scaled = jacobian * (log_expected / 2).exp()[:, None].masked_fill(like.mask[:, None], 0.0)
+    assert_close(like.evaluate(position).fisher, scaled @ scaled.mT, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("edges", [REFERENCE_EDGES, torch.linspace(250, 3000, 13, dtype=torch.float64)])
 @pytest.mark.parametrize("parameters", [(1.0, 60.0, 350.0, 20.0), (0.5, 25.0, 325.0, 10.0), (1.5, 200.0, 375.0, 30.0)])
 def test_expected_events_agree_with_adaptive_quadrature(edges, parameters):
-    nodes = quadrature(edges, plan_nodes(edges, ErfExpRanges()))
+    nodes = quadrature(edges, plan_nodes(edges, ErfExpRanges().pairs()))
     ours = expected_events(torch.tensor([[1.0, *parameters]], dtype=torch.float64), *nodes).numpy()
     np.testing.assert_allclose(ours, integrals(edges.numpy(), *parameters), rtol=2e-6, atol=1e-9)
 
@@ -157,7 +199,7 @@ def test_errors_agree_with_intervals_of_minos_where_the_ranges_are_wide():
     from iminuit import Minuit
 
     counts = 1e6 * integrals(FILLED_EDGES.numpy(), *TRUTH)
-    result = functional_fit(counts, FILLED_EDGES, ranges=WIDE)
+    result = functional_fit(counts, FILLED_EDGES, function=ErfExpSum(ranges=WIDE))
     assert_close(result.fit.background, torch.from_numpy(counts), rtol=1e-4, atol=0.0)
     nodes = quadrature(FILLED_EDGES, 16)
 
@@ -178,7 +220,7 @@ def test_two_components_fit_their_sum_and_one_does_not(rng):
     edges = FILLED_EDGES.numpy()
     truth = 4e5 * integrals(edges, 1.4, 100.0, 330.0, 10.0) + 4e5 * integrals(edges, 0.6, 25.0, 370.0, 10.0)
     counts = toys(truth, 1, rng)[0]
-    one, two = (functional_fit(counts, FILLED_EDGES, n_components=n) for n in (1, 2))
+    one, two = (functional_fit(counts, FILLED_EDGES, function=ErfExpSum(n)) for n in (1, 2))
     assert two.nll < one.nll - 50
     assert one.fit.p_value < 1e-6
     assert two.fit.p_value > 1e-3
@@ -187,7 +229,7 @@ def test_two_components_fit_their_sum_and_one_does_not(rng):
 
 
 def test_more_components_never_fit_worse(counts):
-    nlls = [functional_fit(counts, REFERENCE_EDGES, n_components=n).nll for n in (1, 2, 3)]
+    nlls = [functional_fit(counts[0], REFERENCE_EDGES, function=ErfExpSum(n)).nll for n in (1, 2, 3)]
     assert nlls[0] >= nlls[1] - 1e-3
     assert nlls[1] >= nlls[2] - 1e-2
 
@@ -198,7 +240,7 @@ def test_more_components_never_fit_worse(counts):
 def test_parameters_scatter_as_their_errors_say(rng):
     n_toys = 60
     counts = toys(4e5 * integrals(FILLED_EDGES.numpy(), *TRUTH), n_toys, rng)
-    results = [functional_fit(c, FILLED_EDGES, ranges=WIDE, starts=1) for c in counts]
+    results = [functional_fit(c, FILLED_EDGES, function=ErfExpSum(ranges=WIDE), starts=1) for c in counts]
     truth = dict(zip(NAMES, (4e5, *TRUTH), strict=True))
     pulls = np.array([[(r.parameters[k] - truth[k]) / r.errors[k] for k in NAMES] for r in results])
     assert np.abs(pulls.mean(0)).max() < 3.5 / math.sqrt(n_toys)
@@ -246,13 +288,13 @@ def test_iterated_centres_are_better_than_middles_where_bins_are_wide():
     edges = torch.linspace(400, 1200, 11, dtype=torch.float64)
     counts = 1e6 * integrals(edges.numpy(), 1.0, 60.0, 350.0, 20.0)
     fixed = ErfExpRanges(mu=(350.0, 350.0), sigma=(20.0, 20.0))
-    alpha = functional_fit(counts, edges, ranges=fixed, centres="iterate").parameters["alpha_1"]
+    alpha = functional_fit(counts, edges, function=ErfExpSum(ranges=fixed), centres="iterate").parameters["alpha_1"]
     assert alpha == pytest.approx(60.0, rel=1e-2)
 
 
 def test_centres_that_do_not_rest_are_reported(counts, monkeypatch):
     monkeypatch.setattr(fitting_module, "MOST_ITERATIONS", 1)
-    fit = functional_fit(counts, REFERENCE_EDGES, centres="iterate").fit
+    fit = functional_fit(counts[0], REFERENCE_EDGES, centres="iterate").fit
     assert not fit.converged
     assert 'centres="integrate"' in fit.message
 
@@ -260,7 +302,7 @@ def test_centres_that_do_not_rest_are_reported(counts, monkeypatch):
 def test_parameters_at_their_limits_are_named_and_leave_the_covariance_finite():
     counts = 1e5 * integrals(FILLED_EDGES.numpy(), *TRUTH)
     ranges = ErfExpRanges(sigma=(25.0, 30.0), mu=(325.0, 340.0))
-    result = functional_fit(counts, FILLED_EDGES, ranges=ranges)
+    result = functional_fit(counts, FILLED_EDGES, function=ErfExpSum(ranges=ranges))
     assert result.parameters["sigma_1"] == pytest.approx(25.0, abs=0.01)
     assert "sigma_1" in result.fit.message
     assert "rho_1" not in result.fit.message
@@ -271,7 +313,9 @@ def test_parameters_at_their_limits_are_named_and_leave_the_covariance_finite():
 
 def test_equal_ends_fix_a_parameter():
     counts = 1e5 * integrals(FILLED_EDGES.numpy(), *TRUTH)
-    result = functional_fit(counts, FILLED_EDGES, ranges=ErfExpRanges(mu=(350.0, 350.0), alpha=(60.0, 60.0)))
+    result = functional_fit(
+        counts, FILLED_EDGES, function=ErfExpSum(ranges=ErfExpRanges(mu=(350.0, 350.0), alpha=(60.0, 60.0)))
+    )
     assert result.parameters["mu_1"] == 350.0
     assert result.errors["mu_1"] == result.errors["alpha_1"] == 0.0
     assert result.parameters["rho_1"] == pytest.approx(1.0, abs=1e-3)
@@ -293,19 +337,19 @@ def test_weighted_contents_are_scaled_counts(rng):
 
 def test_other_units_give_the_same_background(rng):
     counts = toys(1e5 * integrals(FILLED_EDGES.numpy(), *TRUTH), 1, rng)[0]
-    plain = functional_fit(counts, FILLED_EDGES, ranges=ErfExpRanges(rho=(1.0, 1.0)))
+    plain = functional_fit(counts, FILLED_EDGES, function=ErfExpSum(ranges=ErfExpRanges(rho=(1.0, 1.0))))
     in_tev = ErfExpRanges(rho=(1.0, 1.0), alpha=(0.025, 0.2), mu=(0.325, 0.375), sigma=(0.01, 0.03))
-    other = functional_fit(counts, FILLED_EDGES / 1000, ranges=in_tev)
+    other = functional_fit(counts, FILLED_EDGES / 1000, function=ErfExpSum(ranges=in_tev))
     assert_close(other.fit.background, plain.fit.background, rtol=1e-5, atol=0.0)
     assert other.errors["mu_1"] == pytest.approx(plain.errors["mu_1"] / 1000, rel=1e-4)
 
 
 def test_starting_points_come_from_rng_or_are_always_the_same(counts):
     before = torch.get_rng_state()
-    first, again = (functional_fit(counts, REFERENCE_EDGES, n_components=2) for _ in range(2))
+    first, again = (functional_fit(counts[0], REFERENCE_EDGES, function=ErfExpSum(2)) for _ in range(2))
     assert first.parameters == again.parameters
     seeds = (torch.Generator().manual_seed(s) for s in (1, 1, 2))
-    drawn = [functional_fit(counts, REFERENCE_EDGES, n_components=2, starts=1, rng=s) for s in seeds]
+    drawn = [functional_fit(counts[0], REFERENCE_EDGES, function=ErfExpSum(2), starts=1, rng=s) for s in seeds]
     assert drawn[0].parameters == drawn[1].parameters != drawn[2].parameters
     assert_close(torch.get_rng_state(), before)
 
@@ -320,11 +364,13 @@ def test_real_spectra_of_another_form_give_a_finite_answer_and_a_small_p_value(s
 @pytest.mark.parametrize(
     ("keywords", "text"),
     [
-        ({"n_components": 0}, "n_components: a whole number from 1 upwards is expected, 0 came"),
-        ({"n_components": 1.5}, "n_components: a whole number"),
+        ({"function": DijetFunction(4.5)}, "dijet function needs edges above 0 and below sqrt_s = 4.5, 1 to 5 came"),
+        ({"function": ExpPolynomial(4)}, "edges: 4 bins came, 5 parameters need as many"),
+        ({"function": DijetFunction(), "centres": "iterate"}, '"iterate" knows ErfExpSum only, DijetFunction came'),
+        ({"mask": [True] * 3 + [False]}, "mask: more than half of the 4 bins"),
         ({"starts": 0}, "starts: a whole number"),
         ({"centres": "middle"}, "centres: one of 'integrate', 'iterate' is expected, 'middle' came"),
-        ({"spectrum": np.ones((2, 4))}, "one spectrum is expected, 2 came; fit them one at a time"),
+        ({"spectrum": np.ones((2, 4))}, "one spectrum is expected, 2 came; fit them with functional_fit_many"),
         ({"edges": [0, 1, 2, 3, 4]}, "positive edges, the first is 0"),
         ({"edges": [-1, 1, 2, 3, 4]}, "positive edges, the first is -1"),
         ({"edges": None}, "edges"),
@@ -348,3 +394,17 @@ def test_unusable_input_is_refused(keywords, text):
 def test_unusable_ranges_are_refused(keywords, text):
     with pytest.raises(InputError, match=text):
         ErfExpRanges(**keywords)
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (lambda: ErfExpSum(0), "n_components: a whole number from 1 upwards is expected, 0 came"),
+        (lambda: ErfExpSum(1.5), "n_components: a whole number"),
+        (lambda: DijetFunction(n_parameters=5), "n_parameters: 3 or 4 is expected, 5 came"),
+        (lambda: ExpPolynomial(0), "degree: a whole number"),
+    ],
+)
+def test_unusable_functions_are_refused(build, text):
+    with pytest.raises(InputError, match=text):
+        build()

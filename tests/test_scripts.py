@@ -49,7 +49,7 @@ def run_folder(tmp_path_factory):
 @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_script_shows_how_it_is_run(path, script, capsys):
     module = script(path.stem)
-    if path.stem == "common":
+    if path.stem in ("common", "peer_processes"):
         return
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
@@ -259,9 +259,37 @@ def test_bench_fit_puts_net_and_function_side_by_side(script, json_of, run_folde
     assert len(json_of()["results"]["rows"]) == len(rows)
     assert {row["task"] for row in rows} == {"N=1", "N=5"}
     functional = [row for row in rows if row["method"].startswith("functional")]
-    assert [row["times_faster"] for row in functional] == [1, 1]
-    # The true form beats an untrained net.
+    assert [row["times_faster"] for row in functional[::2]] == [1, 1]
+    # The true form beats an untrained net, and both ways to fit it agree.
     assert all(row["rms"] < 1.5 for row in functional)
+    assert functional[1]["rms"] == pytest.approx(functional[0]["rms"], rel=1e-2)
+    missing = [row for row in rows if row["method"].endswith("not installed")]
+    assert all(row["rms"] is None for row in missing)
+
+
+def test_a_peer_that_is_not_installed_is_named(script, monkeypatch):
+    peers, bench = script("peer_processes"), script("bench_fit")
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    counts = torch.ones(2, 4)
+    batch = specfit.Batch(counts, counts, 0 * counts, torch.arange(1.0, 6.0))
+    measured = list(bench._processes(batch))
+    assert [one.method for one in measured] == ["Gaussian process, george", "Gaussian process, celerite2"]
+    row = bench._row(1, measured[0], batch, limit=0.4, slowest=1.0)
+    assert row["method"] == "Gaussian process, george: not installed"
+    assert row["rms"] is None
+
+
+@pytest.mark.parametrize("name", ["george", "celerite2"])
+def test_gaussian_processes_find_a_smooth_curve(script, name):
+    pytest.importorskip(name)
+    edges = torch.logspace(2, 3, 41, dtype=torch.float64)
+    truth = 3e4 * torch.softmax(-3 * (edges[1:] / 500) ** 0.8, 0)
+    counts = torch.poisson(truth.expand(4, -1), generator=torch.Generator().manual_seed(1))
+    fit = script("peer_processes").fit_with_processes(name, counts, edges)
+    residual = (fit.background - truth) / truth.sqrt()
+    assert residual.square().mean().sqrt() < 0.7
+    assert 0.3 < fit.deviance.sum() / fit.ndf.sum() < 2
+    assert ((fit.background - truth).abs() < 3 * fit.uncertainty).double().mean() > 0.9
 
 
 @pytest.mark.slow
@@ -315,3 +343,29 @@ def test_bench_pseudo_experiments_times_every_way(script, json_of):
     assert [row["way"] for row in rows] == ["plain loop", "in memory", "stored", "read again"]
     assert json_of()["results"]["rows"] == rows
     assert all(row["ratio"] == pytest.approx(row["ms_per_chunk"] / rows[0]["ms_per_chunk"]) for row in rows)
+
+
+def test_near_bayes_is_the_posterior_mean_of_a_family_with_one_parameter(script):
+    """The oracle: the mean over the whole prior, weighted by the likelihood."""
+    rng = torch.Generator().manual_seed(2)
+    u = torch.linspace(0, 1, 12).double()
+
+    def draw(size):
+        return torch.softmax(-(2 + 4 * torch.rand(size, 1, generator=rng).double()) * u, -1)
+
+    shapes, truth = draw(20_000), 3000 * draw(6)
+    counts = torch.poisson(truth, generator=rng)
+    ours = script("near_bayes").near_bayes(counts, shapes, neighbours=1500)
+    weights = torch.softmax(counts @ shapes.log().T, -1)
+    exact = (weights @ shapes) * counts.sum(-1, keepdim=True)
+    assert ((ours - exact).abs() / truth.sqrt()).max() < 0.1
+
+
+def test_near_bayes_writes_its_figures(script, json_of, run_folder):
+    sizes = ["--size", "4", "--shapes", "3000", "--neighbours", "200", "--only", "reference, 50 bins, N=1"]
+    (row,) = script("near_bayes").main(["--checkpoint", str(run_folder), *sizes, *json_of.option])
+    assert json_of()["results"]["rows"] == [row]
+    assert row["net / near_bayes"] == pytest.approx(row["net"] / row["near_bayes"])
+    assert 0 < row["near_bayes"] < 5
+    with pytest.raises(specfit.InputError, match="no task has 'nothing'"):
+        script("near_bayes").main(["--only", "nothing"])

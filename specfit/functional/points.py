@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["expected_events", "plan_nodes", "points_of_mean_density"]
+__all__ = ["plan_nodes", "points_of_mean_density"]
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from specfit.functional.likelihood import ErfExpRanges
 from specfit.shapes import ErfExp
 
 # Bins are integrated to this share of themselves, or to this share of the whole spectrum if that is larger.
 RELATIVE_ERROR, ERROR_OF_TOTAL = 1e-6, 1e-9
-NODES = (6, 12, 24, 48)
+NODES = (2, 3, 4, 6, 8, 12, 16, 24, 48)
 # Steps into which a bin is divided where a point of given density is looked for.
 STEPS = 64
 
 
-def plan_nodes(edges: Tensor, ranges: ErfExpRanges) -> int:
+def plan_nodes(edges: Tensor, ranges: Mapping[str, Sequence[float]]) -> int:
     """Chooses the number of quadrature nodes a bin: enough at every corner of the ranges."""
-    corners = torch.tensor(list(itertools.product(*ranges.pairs().values())), dtype=torch.float64).T
+    corners = torch.tensor(list(itertools.product(*ranges.values())), dtype=torch.float64).T
     share = _shares(corners, edges, NODES[0])
     for n, more in itertools.pairwise(NODES):
         finer = _shares(corners, edges, more)
@@ -29,21 +29,6 @@ def plan_nodes(edges: Tensor, ranges: ErfExpRanges) -> int:
             return n
         share = finer
     return NODES[-1]
-
-
-def expected_events(parameters: Tensor, x: Tensor, log_weights: Tensor) -> Tensor:
-    """Computes the expected events per bin, shape `(n_bins,)`.
-
-    Args:
-        parameters: Yield, rho, alpha, mu, sigma of each component, shape `(n_components, 5)`.
-        x: Points at which the density is taken, shape `(n_bins, n_points)`.
-        log_weights: Logs of their weights, same shape.
-    """
-    yields, rho, alpha, mu, sigma = parameters.T
-    log_density = ErfExp(rho, alpha, mu, sigma).log_density(x.flatten()).view(-1, *x.shape)
-    log_bins = torch.logsumexp(log_density + log_weights, -1)  # (n_components, n_bins)
-    expected: Tensor = yields @ torch.softmax(log_bins, -1)
-    return expected
 
 
 def points_of_mean_density(parameters: Tensor, edges: Tensor, near: Tensor, *, nodes_per_bin: int) -> Tensor:
