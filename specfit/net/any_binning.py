@@ -7,8 +7,9 @@ of the coefficients is the estimate that the next pass reads. As in `LearnedBasi
 form, and the mean and the basis see only what is smooth: a net that reads the counts themselves learns to copy them.
 
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
-widths as shares of the range. The first estimate is a polynomial, fitted without any learning. Positions,
-residuals and rates are float64 until they become features; the features are float32.
+widths as shares of the range. Every pass starts from a polynomial, fitted without any learning, whose smoothness the
+evidence of the spectrum decides. Positions, residuals and rates are float64 until they become features; the features
+are float32.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from torch import Tensor, nn
 
 from specfit.net.base import LocalModel, Prediction
 from specfit.net.error_scale import CalibratedNet
-from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, posterior_mode
+from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, mode_and_evidence, posterior_mode, precision_cholesky
 from specfit.significance import poisson_deviance
 
 # Polynomials of the first estimate, waves of each position feature, half widths of the windows of residuals.
-SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 24, 8, (1, 3, 7)
+SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 16, 8, (1, 3, 7)
+# How smooth a spectrum may be: pairs a, p for polynomials of amplitude a / (1 + k / 2)^p; and that of a straight line.
+SMOOTHNESS, OF_A_LINE = ((3.0, 1.5), (3.0, 2.0), (2.0, 2.5), (8.0, 4.0)), 10.0
 # Ranges that span more than this factor are taken for ranges from 0.
 LARGEST_RATIO = 40.0
 N_FEATURES, N_RESIDUALS, BELIEF_FEATURES = 3 * 2 * WAVES + 5 + 8, 3 + len(HALF_WIDTHS), 32
@@ -83,7 +86,7 @@ class AnyBinningNet(CalibratedNet):
         mask = torch.zeros_like(data, dtype=torch.bool) if mask is None else mask
         log_widths = (edges.diff(dim=1) / (edges[:, -1:] - edges[:, :1])).log()
         fixed, log_total = _position_features(edges, log_widths), _log_total(data, mask)
-        log_rates, models = [_first_estimate(data, log_widths, mask)], []
+        log_rates, models = [_smooth_estimate(data, log_widths, mask)], []
         for i in range(self.passes):
             seen = _estimate_features(data, log_rates[-1], log_widths, log_total, mask)
             residuals = _residual_features(data, log_rates[-1], mask)
@@ -95,7 +98,8 @@ class AnyBinningNet(CalibratedNet):
             weight = (
                 torch.sigmoid(self.belief(torch.cat([tokens, residuals], -1))[..., 0]).double().masked_fill(mask, 0.0)
             )
-            log_mean = log_rates[-1] + self.mean(tokens)[..., 0]
+            # From the smooth estimate in every pass: what the last one took for noise and was not would stay.
+            log_mean = log_rates[0] + self.mean(tokens)[..., 0]
             models.append(LocalModel(log_mean, basis, weight, features))
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
         return log_rates[1:], models[-1]
@@ -159,12 +163,13 @@ def _window_pulls(difference: Tensor, rate: Tensor, half: int) -> Tensor:
     return excess / expected.clamp(min=1.0).sqrt()
 
 
-def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
+@torch.no_grad()
+def _smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     """Fits Chebyshev polynomials in the bin number to the data; log rates `(m, n_bins)`.
 
-    First to the logs of locally averaged densities, by least squares, then as a basis of falling amplitude to the
-    counts. An exponential fall is one of them exactly, and whatever is smooth converges fast. Where bins are masked a
-    straight line between their neighbours keeps the polynomial from running away, with an error of one e-fold.
+    How fast their amplitudes fall with the order, that is how smooth a spectrum is, its own evidence decides. An
+    exponential fall is one of them exactly, and whatever is smooth converges fast. Where bins are masked a straight
+    line between their neighbours keeps the polynomials from running away, with an error of one e-fold.
     """
     n_bins = data.shape[1]
     kernel = data.new_ones(1, 1, 5)
@@ -172,19 +177,25 @@ def _first_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     events, width = (nn.functional.conv1d((t * used)[:, None], kernel, padding=2)[:, 0] for t in (data, widths))
     log_density = _bridged(((events + 0.5) / width.clamp(min=1e-12)).log(), mask)
     # More events are more certain, but not so much that the tail is left to itself.
-    weight = torch.where(mask, 1.0, (events + 1).sqrt())
+    certain = torch.where(mask, 1.0, (events + 1).sqrt())
+    mean = (certain * log_density).sum(1, keepdim=True) / certain.sum(1, keepdim=True)
+    expected = (log_density + log_widths).exp()
+    believed, filled = torch.where(mask, 1 / (1 + expected), 1.0), torch.where(mask, expected, data)
     k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=data.device).to(data)
     index = (torch.arange(n_bins, device=data.device).to(data) + 0.5) / n_bins
     shapes = torch.cos(k * torch.arccos(1 - 2 * index)[:, None])  # (n_bins, k)
-    normal = (shapes * weight[..., None]).mT @ shapes  # (m, k, k)
-    prior = torch.diag(1e-3 + 0.02 * k**2)
-    right = shapes.mT @ (weight * log_density)[..., None]
-    coefficients = torch.cholesky_solve(right, torch.linalg.cholesky(normal + prior))
-    log_mean = ((shapes @ coefficients)[..., 0] + log_widths).clamp(*LOG_RATES)
-    basis = (2 * shapes / (1 + k / 4).pow(1.5)).expand(len(data), -1, -1)
-    expected = (log_density + log_widths).exp()
-    believed = torch.where(mask, 1 / (1 + expected), 1.0)
-    return posterior_mode(log_mean, basis, torch.where(mask, expected, data), weight=believed)
+    estimate, best = data, torch.full_like(data[:, 0], -torch.inf)
+    for amplitude, power in SMOOTHNESS:
+        basis = shapes * torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))
+        # Least squares on the logs are near enough to start from.
+        right = basis.T @ (certain * (log_density - mean))[..., None]
+        normal = precision_cholesky(basis.expand(len(data), -1, -1), certain)
+        start = torch.cholesky_solve(right, normal)[..., 0]
+        basis = basis.expand(len(data), -1, -1)
+        mode, evidence = mode_and_evidence(mean + log_widths, basis, filled, weight=believed, start=start)
+        better = (evidence > best)[:, None]
+        estimate, best = torch.where(better, mode, estimate), torch.maximum(best, evidence.nan_to_num(-torch.inf))
+    return estimate.clamp(*LOG_RATES)
 
 
 def _bridged(values: Tensor, mask: Tensor) -> Tensor:

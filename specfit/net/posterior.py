@@ -1,12 +1,13 @@
 """The background of a learned basis: its most probable coefficients, and their error.
 
 With a mean log rate m, a basis B and coefficients c of unit normal prior, the log rate is m + B c. `posterior_mode`
-finds c for Poisson data; `gaussian_prediction` takes the normal approximation around it.
+finds c for Poisson data, `mode_and_evidence` tells bases apart, `gaussian_prediction` takes the normal approximation
+around the mode.
 """
 
 from __future__ import annotations
 
-__all__ = ["gaussian_prediction", "posterior_mode", "precision_cholesky"]
+__all__ = ["gaussian_prediction", "mode_and_evidence", "posterior_mode", "precision_cholesky"]
 
 from typing import Any
 
@@ -82,12 +83,44 @@ class _PosteriorMode(torch.autograd.Function):
         return to_mean, to_basis, None, to_weight, None
 
 
+@torch.no_grad()
+def mode_and_evidence(
+    log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Finds the mode and how well this basis as a whole explains the data, without gradients.
+
+    The logarithm of the evidence is that of the posterior at its mode and of the volume around it, in the normal
+    approximation: :math:`\ln L - |c|^2 / 2 - \ln\det(B^T W B + 1) / 2`, without what depends on the data alone.
+
+    Args:
+        log_mean: As for `posterior_mode`, like `basis`, `counts` and `weight`.
+        basis: Directions on the log rate.
+        counts: Observed events.
+        weight: How far each bin is believed.
+        start: Coefficients to start from, shape `(m, k)`.
+
+    Returns:
+        Log of the expected events at the mode, shape `(m, n_bins)`, and the log evidence, shape `(m,)`.
+    """
+    c, log_rate = _newton(log_mean, basis, counts, weight, settled=SETTLED_TO_READ, start=start)
+    rate = log_rate.exp()
+    likelihood = (weight * (counts * log_rate - rate)).sum(1)
+    volume = precision_cholesky(basis, weight * rate).diagonal(dim1=-2, dim2=-1).log().sum(1)
+    return log_rate, likelihood - c.square().sum((1, 2)) / 2 - volume
+
+
 def _newton(
-    log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor, *, settled: float
+    log_mean: Tensor,
+    basis: Tensor,
+    counts: Tensor,
+    weight: Tensor,
+    *,
+    settled: float,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the coefficients `(m, k, 1)` and the log rates `(m, n_bins)` at the mode."""
-    c = basis.new_zeros(basis.shape[0], basis.shape[2], 1)
-    log_rate = log_mean.clamp(*LOG_RATES)
+    c = basis.new_zeros(*basis.shape[::2], 1) if start is None else start[..., None].clone()
+    log_rate = (log_mean if start is None else log_mean + (basis @ c)[..., 0]).clamp(*LOG_RATES)
     rows: slice | Tensor = slice(None)
     for done in range(1, MOST_STEPS + 1):
         b, d, w = basis[rows], counts[rows], weight[rows]
