@@ -1,0 +1,143 @@
+"""Judges a search: what it sees in pure backgrounds, and whether injected signals come back.
+
+On background-only spectra of the reference task, at masses from the 10th to the 90th percentile of the range: mean and
+width of (fitted yield) / (its error), mean and width of the local significance, and the shares beyond 3 and 4 standard
+deviations over those of a normal distribution. With signals of 0, 2, 5 and 10 times the statistical error of a known
+background, of several widths: bias of the fitted yield in units of its error, mean and width of the pulls.
+
+    python scripts/evaluate_search.py
+    python scripts/evaluate_search.py --checkpoint any_binning --size 2000 --json search.json
+"""
+
+from __future__ import annotations
+
+__all__ = ["background_only", "injected", "main"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from common import argument_parser, positive, print_table, start, write_json
+from torch import Tensor
+
+import specfit
+from specfit.randomness import independent_rng
+from specfit.search import SignalHypotheses, gaussian_hypotheses
+from specfit.search.chain import Chain
+
+COMPONENTS, WIDTHS, STRENGTHS, WIDTH = (1, 5, 7), (0.02, 0.05, 0.1), (0.0, 2.0, 5.0, 10.0), 0.05
+N_MASSES, N_INJECTED_MASSES, AT_A_TIME = 9, 5, 1000
+# Fewer expected events in the peak than this, and a normal distribution is not to be expected.
+FEW_EVENTS = 30.0
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the script; returns the rows of both tables."""
+    parser = argument_parser(__doc__, size=20_000)
+    parser.add_argument("--injected", type=positive, default=400, help="spectra for each injected signal")
+    options = parser.parse_args(arguments)
+    fitter = specfit.SpectrumFitter.from_checkpoint(options.checkpoint)
+    edges = fitter.edges if fitter.edges is not None else specfit.SpectrumFitter.from_checkpoint().edges
+    pure, with_signal = [], []
+    for n in COMPONENTS:
+        generator = specfit.SpectrumGenerator(edges, n_backgrounds=n)
+        pure += background_only(fitter, generator, size=options.size, seed=options.seed, name=f"N={n}")
+        with_signal += injected(fitter, generator, size=options.injected, seed=options.seed, name=f"N={n}")
+    print_table(f"Pure backgrounds, {options.size} spectra each, signals of {100 * WIDTH:g} %", pure)
+    print_table(f"Injected signals, {options.injected} spectra each", with_signal)
+    figures = {"background_only": pure, "injected": with_signal}
+    write_json(options.json, options, figures)
+    return figures
+
+
+def background_only(
+    fitter: specfit.SpectrumFitter, generator: specfit.SpectrumGenerator, *, size: int, seed: int, name: str
+) -> list[dict[str, Any]]:
+    """Searches pure backgrounds; one row for each mass."""
+    signals = gaussian_hypotheses(generator.edges, width=WIDTH, mass=_masses(generator.edges, N_MASSES))
+    chain = _chain(fitter, generator.edges, signals)
+    pulls, significances, used = [], [], []
+    for i, first in enumerate(range(0, size, AT_A_TIME)):
+        batch = generator.sample(min(AT_A_TIME, size - first), rng=independent_rng((seed, 0, i)))
+        found = chain(batch.counts)
+        pulls.append(found.yields / found.error)
+        significances.append(found.local_z)
+        used.append(_in_peak(batch.background.double(), signals) > FEW_EVENTS)
+    pull, z, enough = (torch.cat(parts) for parts in (pulls, significances, used))
+    return [
+        {"task": name, "mass": round(mass)} | _of_pure(pull[:, j][enough[:, j]], z[:, j][enough[:, j]])
+        for j, mass in enumerate(signals.mass.tolist())
+    ]
+
+
+def injected(
+    fitter: specfit.SpectrumFitter, generator: specfit.SpectrumGenerator, *, size: int, seed: int, name: str
+) -> list[dict[str, Any]]:
+    """Searches backgrounds with signals; one row for each width and strength, the worst of the masses."""
+    rows = []
+    masses = _masses(generator.edges, N_INJECTED_MASSES)
+    batch = generator.sample(size, rng=independent_rng((seed, 1)))
+    background = batch.background.double()
+    for width in WIDTHS:
+        for strength in STRENGTHS:
+            judged = []
+            for j, mass in enumerate(masses):
+                signals = gaussian_hypotheses(generator.edges, width=width, mass=mass[None])
+                template, enough = signals.templates[0], _in_peak(background, signals)[:, 0] > FEW_EVENTS
+                events = strength * (template**2 / background.clamp(min=1e-9)).sum(-1).rsqrt()
+                expected = background + events[:, None] * template
+                counts = torch.poisson(expected, generator=independent_rng((seed, 2, j)))
+                found = _chain(fitter, generator.edges, signals)(counts)
+                pull = ((found.yields[:, 0] - events) / found.error[:, 0])[enough]
+                ratio = found.yields[:, 0].sum() / events.sum() if strength else torch.tensor(1.0)
+                judged.append((pull.median().item(), pull.mean().item(), pull.std().item(), ratio.item()))
+            medians, means, widths, _ = zip(*judged, strict=True)
+            rows.append(
+                {
+                    "task": name,
+                    "width": width,
+                    "strength": strength,
+                    "mean_pull": sum(means) / len(means),
+                    "worst_mean": max(means, key=abs),
+                    "worst_median": max(medians, key=abs),
+                    "smallest_width": min(widths),
+                    "largest_width": max(widths),
+                }
+            )
+    return rows
+
+
+def _of_pure(pull: Tensor, z: Tensor) -> dict[str, float]:
+    def over_normal(level: float) -> float:
+        share = torch.special.ndtr(torch.tensor(-level, dtype=torch.float64))
+        return ((z > level).double().mean() / share).item()
+
+    return {
+        "spectra": len(z),
+        "mean_pull": pull.mean().item(),
+        "width": pull.std().item(),
+        "mean_z": z.mean().item(),
+        "width_z": z.std().item(),
+        "3_sigma_over_normal": over_normal(3.0),
+        "4_sigma_over_normal": over_normal(4.0),
+        "largest_z": z.max().item() if len(z) else float("nan"),
+    }
+
+
+def _masses(edges: Tensor, n: int) -> Tensor:
+    low, high = (edges[0] + share * (edges[-1] - edges[0]) for share in (0.1, 0.9))
+    return torch.linspace(float(low), float(high), n, dtype=torch.float64)
+
+
+def _in_peak(background: Tensor, signals: SignalHypotheses) -> Tensor:
+    """Computes the background that a peak competes with, `(m, h)`: that of the bins, weighted by its share of them."""
+    return background @ (signals.templates > 0.1 * signals.templates.amax(1, keepdim=True)).double().T
+
+
+def _chain(fitter: specfit.SpectrumFitter, edges: Tensor, signals: SignalHypotheses) -> Chain:
+    n_bins = len(edges) - 1
+    return Chain(fitter, edges, signals, edges.new_zeros(0, n_bins), torch.zeros(n_bins, dtype=torch.bool))
+
+
+if __name__ == "__main__":
+    start(main)
