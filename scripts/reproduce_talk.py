@@ -47,6 +47,8 @@ from specfit import plots
 from specfit.inference import REFITS, RefitRule
 from specfit.information_limit import InformationLimit
 from specfit.plots.look import GUIDE, OVERLAY, add_legend, dress
+from specfit.search import gaussian_hypotheses
+from specfit.search.chain import Chain
 
 RMS_OF_TALK = {1: 0.42, 5: 0.47, 7: 0.49}
 MASS, RELATIVE_WIDTH, HALF_WINDOW = 1000.0, 0.1, 2.0  # the window in widths of the signal
@@ -55,6 +57,8 @@ LEAST_BACKGROUND = 10.0
 EVENTS = (0, 10, 30, 100, 300, 1000, 3000)
 EVENTS_DRAWN = (1000, 100)
 RULES: dict[str, RefitRule] = {"no refit": None} | {f"refit {rule}": rule for rule in REFITS}
+TOGETHER = "signal fitted beside"
+SPECTRA_TOGETHER = 256
 N_OF_SIGNALS, N_OF_FUNCTIONS = 5, (1, 5)
 EXAMPLES, LIMIT_SIZE, SPECTRA_TO_CHOOSE_FROM = 6, 300, 63
 X_LABEL = "Mass [GeV]"
@@ -213,6 +217,9 @@ def judge_signals(fitter: specfit.SpectrumFitter, *, size: int, seed: int, out: 
         for name, rule in RULES.items():
             sample = sample_fits(fitter, generator, size=size, seed=seed, refit=rule)
             rows.append({"events": events, "rule": name} | _window_figures(sample, fitter.edges, events))
+        rows.append(
+            {"events": events, "rule": TOGETHER} | _window_figures(_together(fitter, sample), fitter.edges, events)
+        )
     print_table(
         f"(d) Background under a signal at {MASS:g} GeV, N = {N_OF_SIGNALS}, in units of sqrt(background)", rows
     )
@@ -220,6 +227,16 @@ def judge_signals(fitter: specfit.SpectrumFitter, *, size: int, seed: int, out: 
     _draw_signals(rows, figure.add_subplot())
     plots.save(figure, out / "signals.png")
     return rows
+
+
+def _together(fitter: specfit.SpectrumFitter, sample: Sample) -> Sample:
+    """Fits the same spectra with the signal, of known mass and width, as a column beside the background."""
+    n_bins = sample.counts.shape[1]
+    signals = gaussian_hypotheses(fitter.edges, width=RELATIVE_WIDTH, mass=[MASS])
+    nothing = sample.counts.new_zeros(0, n_bins), torch.zeros(n_bins, dtype=torch.bool)
+    chain = Chain(fitter, fitter.edges, signals, *nothing)
+    background = [chain.rows(counts).fit.background for counts in sample.counts.split(SPECTRA_TOGETHER)]
+    return sample._replace(background=torch.cat(background), mask=torch.zeros_like(sample.mask))
 
 
 def _window_figures(sample: Sample, edges: Tensor, events: float) -> dict[str, float]:
@@ -244,7 +261,7 @@ def _in_window(events: Tensor, edges: Tensor) -> Tensor:
 
 
 def _draw_signals(rows: list[dict[str, Any]], ax: Any) -> None:
-    for name, color, marker in zip(RULES, OVERLAY, "osd^v", strict=False):
+    for name, color, marker in zip([*RULES, TOGETHER], OVERLAY, "osd^v", strict=False):
         own = [row for row in rows if row["rule"] == name]
         x = [row["events"] for row in own]
         y, error = [row["bias"] for row in own], [row["bias_error"] for row in own]
