@@ -31,7 +31,7 @@ REFITS = ("windows", "talk")
 """Rules that `refit` can name; True takes the first."""
 
 # Spectra that are fitted at a time: large enough to keep the processor busy, small enough for its cache.
-SPECTRA_AT_A_TIME = 1024
+SPECTRA_AT_A_TIME = 2048
 
 
 class EdgesMismatchError(InputError):
