@@ -7,7 +7,7 @@ of the coefficients is the estimate that the next pass reads. As in `LearnedBasi
 form, and the mean and the basis see only what is smooth: a net that reads the counts themselves learns to copy them.
 
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
-widths as shares of the range. Every pass starts from a polynomial, fitted without any learning, whose smoothness the
+widths as shares of the range. The first estimate is a polynomial, fitted without any learning, whose smoothness the
 evidence of the spectrum decides. Positions, residuals and rates are float64 until they become features; the features
 are float32.
 """
@@ -27,7 +27,7 @@ from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, mode_and_evidenc
 from specfit.significance import poisson_deviance
 
 # Polynomials of the first estimate, waves of each position feature, half widths of the windows of residuals.
-SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 16, 8, (1, 3, 7)
+SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 24, 8, (1, 3, 7)
 # How smooth a spectrum may be: pairs a, p for polynomials of amplitude a / (1 + k / 2)^p; and that of a straight line.
 SMOOTHNESS, OF_A_LINE = ((3.0, 1.5), (3.0, 2.0), (2.0, 2.5), (8.0, 4.0)), 10.0
 # Ranges that span more than this factor are taken for ranges from 0.
@@ -98,8 +98,7 @@ class AnyBinningNet(CalibratedNet):
             weight = (
                 torch.sigmoid(self.belief(torch.cat([tokens, residuals], -1))[..., 0]).double().masked_fill(mask, 0.0)
             )
-            # From the smooth estimate in every pass: what the last one took for noise and was not would stay.
-            log_mean = log_rates[0] + self.mean(tokens)[..., 0]
+            log_mean = log_rates[-1] + self.mean(tokens)[..., 0]
             models.append(LocalModel(log_mean, basis, weight, features))
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
         return log_rates[1:], models[-1]
