@@ -101,13 +101,13 @@ def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
 
 def _draw_events(result: Any, ax: Axes) -> None:
     edges, counts = result.spectrum.edges.numpy(), result.spectrum.counts.numpy()
-    widths = np.diff(edges)
+    variances, widths = result.spectrum.variances, np.diff(edges)
     per = widths if widths.max() > 1.2 * widths.min() else np.ones_like(widths)
     background, signal = result.background.numpy(), result.signal.numpy()
     ax.errorbar(
         (edges[1:] + edges[:-1]) / 2,
         counts / per,
-        np.sqrt(counts) / per,
+        np.sqrt(counts if variances is None else variances.numpy()) / per,
         fmt="o",
         color=DATA,
         markersize=3,
@@ -132,7 +132,8 @@ def _draw_excess(result: Any, ax: Axes) -> None:
     """Draws data minus background over its statistical error, with the best signal."""
     edges = result.spectrum.edges.numpy()
     background = np.maximum(result.background.numpy(), 1e-9)
-    root = np.sqrt(background * float(result.spectrum.content_per_event))
+    unit = float(result.spectrum.content_per_event)
+    root = np.sqrt(background * unit)
     excess = np.where(result.mask.numpy(), np.nan, (result.spectrum.counts.numpy() - background) / root)
     ax.bar(edges[:-1], excess, width=np.diff(edges), align="edge", color=PULL, linewidth=0)
     ax.stairs(result.signal.numpy() / root, edges, baseline=None, color=FIT, linewidth=1.4)
@@ -140,7 +141,7 @@ def _draw_excess(result: Any, ax: Axes) -> None:
     i = result.best
     low, high = (float(result.mass[i] + sign * 2 * result.width[i]) for sign in (-1, 1))
     ax.axvspan(low, high, color=BAND, alpha=0.25, linewidth=0)
-    largest = float(np.nanmax(np.abs(excess[background > 1]), initial=1.0))
+    largest = float(np.nanmax(np.abs(excess[background > unit]), initial=1.0))
     ax.set_ylim(-max(3.4, 1.1 * largest), max(3.4, 1.1 * largest))
     for level in (-2, 2):
         ax.axhline(level, color=GUIDE, linestyle=":", linewidth=0.8)

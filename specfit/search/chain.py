@@ -27,6 +27,7 @@ from torch import Tensor
 
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
+from specfit.masks import bridged
 from specfit.net import CalibratedNet, LocalModel
 from specfit.net.posterior import gaussian_prediction, posterior_mode
 from specfit.parallel import on_all_cores
@@ -132,8 +133,13 @@ class Chain:
         return rows._replace(widening=self._calibration(counts, once, rows) * _absorption(rows, *at_first))
 
     def local_model(self, counts: Tensor) -> LocalModel:
-        """Asks the net what is plausible around counts `(m, n_bins)`."""
+        """Asks the net what is plausible around counts `(m, n_bins)`; it does not see what is left out."""
         net, mask = self.fitter.net, self.mask.expand_as(counts)
+        if self.mask.any():
+            # As in a fit: bridged first by a straight line, then by the net's own answer.
+            seen = bridged(counts, mask, self.edges)
+            own = net.predict(seen, edges=self.edges, mask=mask).background
+            counts = torch.where(mask, own.to(counts), counts)
         pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)), strict=True)
         parts = [net.local_model(n, edges=self.edges, mask=k) for n, k in pieces]  # type: ignore[operator]
         return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))

@@ -62,11 +62,11 @@ def gaussian_hypotheses(edges: ArrayLike, *, width: Width = 0.05, mass: ArrayLik
         edges: Bin edges, shape `(n_bins + 1,)`.
         width: Standard deviation: a share of the mass, several shares (each mass is then tried with each), or a
             function of the mass.
-        mass: Masses to try, shape `(h,)`; None takes steps of half a width, or a bin where bins are wider, from one
-            width (at least a bin) inside the first edge to as much inside the last.
+        mass: Masses to try, shape `(h,)`; None takes steps of half a width, or half a bin where bins are wider, from
+            one width (at least a bin) inside the first edge to as much inside the last.
 
     Raises:
-        InputError: A width that is not positive, or a mass outside the range.
+        InputError: A width that is not positive or leaves no mass inside the range, or a mass outside of it.
 
     Example:
         >>> signals = gaussian_hypotheses(torch.linspace(100.0, 200.0, 51), width=0.02)
@@ -79,9 +79,7 @@ def gaussian_hypotheses(edges: ArrayLike, *, width: Width = 0.05, mass: ArrayLik
     for function in kinds:
         masses = _mass_grid(limits, function) if mass is None else as_float64(mass, "mass").flatten()
         _check_masses(masses, limits)
-        widths = function(masses)
-        if not (widths > 0).all():
-            raise InputError(f"width: {float(widths.min()):g} came for a mass; a width must be positive")
+        widths = _checked_widths(function, masses)
         parts.append((masses, widths, Gaussian(masses, widths).log_bins(limits).exp()))
     return SignalHypotheses(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
@@ -115,25 +113,35 @@ def template_hypotheses(templates: ArrayLike, edges: ArrayLike, *, mass: ArrayLi
 def _width_functions(width: Width) -> list[Callable[[Tensor], Tensor]]:
     if callable(width):
         return [width]
-    shares = [width] if isinstance(width, int | float) else list(width)
-    if not shares or min(shares) <= 0:
+    shares = as_float64(width, "width").flatten()
+    if len(shares) == 0 or not (shares.isfinite() & (shares > 0)).all():
         raise InputError(f"width: positive shares of the mass are expected, {width} came")
-    return [functools.partial(_share_of_mass, share) for share in shares]
+    return [functools.partial(_share_of_mass, share) for share in shares.tolist()]
 
 
 def _share_of_mass(share: float, mass: Tensor) -> Tensor:
     return share * mass.abs()
 
 
+def _checked_widths(width: Callable[[Tensor], Tensor], masses: Tensor) -> Tensor:
+    widths = width(masses)
+    if not (widths.isfinite() & (widths > 0)).all():
+        raise InputError(f"width: {float(widths.min()):g} came for a mass; a width must be positive")
+    return widths
+
+
 def _mass_grid(edges: Tensor, width: Callable[[Tensor], Tensor]) -> Tensor:
-    """Steps through the range, half a width at a time."""
+    """Steps through the range, half a width or half a bin at a time."""
 
     def step(at: Tensor, share: float) -> Tensor:
         bin_index = (torch.searchsorted(edges, at, right=True) - 1).clamp(0, len(edges) - 2)
-        return share * torch.maximum(width(at), edges.diff()[bin_index])
+        return share * torch.maximum(_checked_widths(width, at), edges.diff()[bin_index])
 
     first = edges[:1] + edges.diff()[:1]  # the width may vanish at the first edge itself
     masses = [first + step(first, 1.0) - edges.diff()[:1]]
+    if masses[0] > edges[-1]:
+        came = f"{float(width(first)):g} at {float(first):g}"
+        raise InputError(f"width: {came} leaves no mass inside {edges[0]:g} to {edges[-1]:g}; take a narrower one")
     while True:
         following = masses[-1] + step(masses[-1], STEP)
         if following + step(following, 1.0) > edges[-1]:
@@ -143,7 +151,7 @@ def _mass_grid(edges: Tensor, width: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _check_masses(masses: Tensor, edges: Tensor) -> None:
-    outside = (masses < edges[0]) | (masses > edges[-1])
+    outside = ~((masses >= edges[0]) & (masses <= edges[-1]))  # true for nan
     if len(masses) == 0 or outside.any():
         what = "none" if len(masses) == 0 else f"{float(masses[outside][0]):g}"
         raise InputError(f"mass: masses from {edges[0]:g} to {edges[-1]:g} are expected, {what} came")

@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specfit.significance import poisson_deviance
+
 # A step moves no log rate by more than this, and takes no bin further than this share of the way to zero.
 LARGEST_STEP, TO_THE_WALL = 2.0, 0.9
 MOST_STEPS, SETTLED = 40, 1e-3
@@ -40,7 +42,7 @@ class JointFit(NamedTuple):
     covariance: Tensor
     """Covariance of the yields, the error of the background included, shape `(m, q, q)`."""
     nll: Tensor
-    """Negative log-likelihood with the prior of the coefficients, without the terms of the data alone, `(m,)`."""
+    """Negative log-likelihood with the prior of the coefficients, less that of a rate equal to the data, `(m,)`."""
     coefficients: Tensor
     """Coefficients of the basis, shape `(m, k)`."""
 
@@ -82,7 +84,8 @@ def fit_jointly(
             break
     c, yields = state[:, :k], state[:, k:]
     background, rate = problem.rates(state)
-    nll = (weight * (rate - torch.special.xlogy(counts, rate))).sum(-1) + c.square().sum(-1) / 2
+    # Half the deviance: from the data on, or differences between fits would drown in the rounding of large sums.
+    nll = (weight * poisson_deviance(counts, rate)).sum(-1) / 2 + c.square().sum(-1) / 2
     # The error of a deficit is that of no signal: at the wall of an empty bin the information has no end.
     expected = problem.rates(torch.cat([c, yields.clamp(min=0.0)], -1))
     lower = torch.linalg.cholesky_ex(_information(problem, *expected)[1])[0]
@@ -130,8 +133,10 @@ def _step(problem: _Problem, state: Tensor) -> tuple[Tensor, Tensor]:
     score[:, :k] -= state[:, :k]
     lower = torch.linalg.cholesky_ex(information)[0]
     step = torch.cholesky_solve(score[..., None], lower).nan_to_num(0.0, 0.0, 0.0)[..., 0]
-    log_move = (problem.basis @ step[:, :k, None])[..., 0]
-    move = background * log_move + (problem.columns @ step[:, k:, None])[..., 0]
+    # Masked bins damp nothing either: a deficit may take them below zero.
+    used = problem.weight > 0
+    log_move = (problem.basis @ step[:, :k, None])[..., 0] * used
+    move = (background * log_move + (problem.columns @ step[:, k:, None])[..., 0]) * used
     small = LARGEST_STEP / log_move.abs().amax(1).clamp(min=1e-9)
     to_the_wall = (TO_THE_WALL * rate / (-move).clamp(min=TINY)).amin(1)
     step = step * torch.minimum(small, to_the_wall).clamp(max=1.0)[:, None]

@@ -65,9 +65,7 @@ def upper_limits(rows: Rows, weight: Tensor, *, level: float) -> Limits:
         level: Confidence level.
     """
     alpha, best = 1 - level, rows.fit.yields[:, 0]
-    of_data = _Profile(rows, rows.data, weight)
-    background = rows.without.background + _known(rows)
-    of_asimov = _Profile(rows, background, weight)
+    of_data, of_asimov = _Profile(rows, rows.data, weight), _asimov(rows, weight)
     least = torch.where(best > 0, 2 * rows.fit.nll, 2 * rows.without.nll) / rows.widening**2
     least_of_asimov = of_asimov(torch.zeros_like(best))
 
@@ -101,8 +99,13 @@ class _Profile:
         return 2 * fit.nll / rows.widening**2
 
 
-def _known(rows: Rows) -> Tensor:
-    return (rows.columns[:, 1:].mT @ rows.without.yields[..., None])[..., 0]
+def _asimov(rows: Rows, weight: Tensor) -> _Profile:
+    """Makes the data that the fit without signal expects, and the prior that goes with them: around that fit too."""
+    background, yields = rows.without.background, rows.without.yields
+    expected = background + (rows.columns[:, 1:].mT @ yields[..., None])[..., 0]
+    model = rows.model._replace(log_mean=background.clamp(min=TINY).log())
+    without = rows.without._replace(coefficients=torch.zeros_like(rows.without.coefficients))
+    return _Profile(rows._replace(model=model, without=without), expected.clamp(min=0.0), weight)
 
 
 def _root(height: Callable[[Tensor], Tensor], low: Tensor, step: Tensor) -> Tensor:

@@ -225,9 +225,19 @@ def _global_p_values(
 def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor) -> Tensor:
     if len(known) == 0:
         return edges.new_zeros(0, len(edges) - 1)
-    masses, widths = as_float64(known, "known").unbind(-1)
-    peaks = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses)
-    return peaks.templates
+    peaks = as_float64(known, "known")
+    if peaks.ndim != 2 or peaks.shape[1] != 2:
+        raise InputError(f"known: peaks as (mass, standard deviation) are expected, {known} came")
+    masses, widths = peaks.unbind(-1)
+    fine = (masses >= edges[0]) & (masses <= edges[-1]) & (widths > 0) & widths.isfinite()
+    if not fine.all():
+        mass, deviation = peaks[~fine][0].tolist()
+        raise InputError(
+            f"known: peaks between {edges[0]:g} and {edges[-1]:g} with a positive standard deviation are expected, "
+            f"({mass:g}, {deviation:g}) came"
+        )
+    signals = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses)
+    return signals.templates
 
 
 def _known_peaks(rows: Rows, best: int, known: Sequence[tuple[float, float]], unit: float) -> tuple[KnownPeak, ...]:
