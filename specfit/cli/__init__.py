@@ -1,6 +1,6 @@
 """The command line: one command a verb; each imports its rooms only when it runs, so that help is instant.
 
-Exit codes: 0 done; 1 a fit that did not converge, or a fault of specfit (with its traceback); 2 the caller's mistake
+Exit codes: 0 done; 1 a fit that did not converge, a sheet that was not passed, or a fault of specfit (with its traceback); 2 the caller's mistake
 (one line); 130 stopped by Ctrl-C.
 """
 
@@ -20,6 +20,7 @@ from specfit.cli.fitting import fit, with_joined_words
 from specfit.cli.learning import generate, train
 from specfit.cli.predicting import BESIDE_THE_OUTPUT, predict
 from specfit.cli.terminal import one_line
+from specfit.cli.validating import validate
 from specfit.errors import InputError
 
 STOPPED = 130  # what typer makes of Ctrl-C
@@ -65,6 +66,7 @@ app.command(context_settings=OVERRIDES)(train)
 app.command()(generate)
 app.command()(fit)
 app.command(context_settings=OVERRIDES)(categorize)
+app.command()(validate)
 
 
 def _with_default_picture(arguments: list[str]) -> list[str]:
