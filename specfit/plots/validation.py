@@ -28,6 +28,8 @@ MARKERS = "osD^v<>ph*"
 # Half widths of the bands of a bias, in standard errors of the fit: accepted, and strict.
 ACCEPTED, STRICT = 0.5, 0.2
 PULL_RANGE, PULL_BINS, P_BINS = 4.5, 36, 10
+# Distance of series that are drawn at the same mass, in points.
+APART = 5.0
 BIAS = r"$\langle S_\mathrm{fit} - S_\mathrm{inj}\rangle\ /\ \sigma_\mathrm{fit}$"
 
 
@@ -130,16 +132,17 @@ def draw_background_shift(studies: Sequence[Any], *, x_label: str = "x") -> Figu
 
 
 def _draw_bias(result: Any, ax: Axes, *, strengths: Sequence[int], x_label: str) -> None:
-    """Draws bias against mass, one series for each width and strength, slightly apart."""
+    """Draws bias against mass, one series for each width and strength, side by side."""
+    from matplotlib.transforms import offset_copy
+
     mass, bias, error = result.mass.numpy(), result.bias.numpy(), result.bias_error.numpy()
     _bias_bands(ax)
+    scale_x(ax, result.edges.numpy())
     series = list(itertools.product(_signals_by_width(result), strengths))
-    span = result.edges[-1].item() - result.edges[0].item()
     for i, ((label, chosen), k) in enumerate(series):
-        apart = 0.008 * span * (i - (len(series) - 1) / 2)
         words = [label] * (len(strengths) < len(series)) + [f"{result.strength[k]:g}$\\sigma_0$"] * (len(strengths) > 1)
         ax.errorbar(
-            mass[chosen] + apart,
+            mass[chosen],
             bias[chosen, k],
             error[chosen, k],
             fmt=MARKERS[i % len(MARKERS)],
@@ -147,9 +150,9 @@ def _draw_bias(result: Any, ax: Axes, *, strengths: Sequence[int], x_label: str)
             markersize=5,
             linewidth=1.2,
             label=", ".join(words) or label,
+            transform=offset_copy(ax.transData, ax.figure, x=APART * (i - (len(series) - 1) / 2), units="points"),
         )
-    ax.set_xlim(result.edges[0].item(), result.edges[-1].item())
-    _open_up(ax, ACCEPTED)
+    _open_up(ax, bias[:, list(strengths)], error[:, list(strengths)])
     dress(ax, x_label=x_label, y_label=BIAS, font=12)
     add_legend(ax, font=9, columns=2 if len(series) > 2 else 1)
 
@@ -161,6 +164,9 @@ def _draw_line(result: Any, ax: Axes) -> None:
     error = result.bias_in_sigma0_error.numpy()
     longest = 1.1 * max(float(strength.max()), 1.0)
     ax.plot([-0.05 * longest, longest], [-0.05 * longest, longest], color=GUIDE, linewidth=1)
+    by_width = _signals_by_width(result)
+    several = len(by_width) > 1
+    widths = {i: f" ({label.removeprefix('width ')})" if several else "" for label, chosen in by_width for i in chosen}
     for i, (mass, apart) in enumerate(zip(result.mass.numpy(), _apart(len(fitted)), strict=True)):
         ax.errorbar(
             strength + apart,
@@ -170,13 +176,13 @@ def _draw_line(result: Any, ax: Axes) -> None:
             color=OVERLAY[i % len(OVERLAY)],
             markersize=4,
             linewidth=1,
-            label=f"{mass:.4g}, slope {result.slope[i]:.3f} $\\pm$ {result.slope_error[i]:.3f}",
+            label=f"{mass:.4g}{widths[i]}: {result.slope[i]:.3f} $\\pm$ {result.slope_error[i]:.3f}",
         )
     ax.set_xlim(-0.07 * longest, longest)
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, low + 1.7 * (high - low))  # room for the legend
+    # Room for the legend; a signal that is hardly measured at all does not set the scale.
+    ax.set_ylim(max(ax.get_ylim()[0], -0.5 * longest), 1.9 * longest)
     dress(ax, x_label=r"$S_\mathrm{inj} / \sigma_0$", y_label=r"$\langle S_\mathrm{fit} \rangle / \sigma_0$", font=12)
-    add_legend(ax, font=8, loc="upper left", columns=1 if len(fitted) < 6 else 2)
+    add_legend(ax, title="slope at each mass", font=8, loc="upper left", columns=1 if len(fitted) < 6 else 2)
 
 
 def _draw_bias_by_strength(result: Any, ax: Axes) -> None:
@@ -187,7 +193,7 @@ def _draw_bias_by_strength(result: Any, ax: Axes) -> None:
         ax.errorbar(
             result.strength.numpy() + apart, bias[i], error[i], fmt=marker, color=color, markersize=4, linewidth=1
         )
-    _open_up(ax, ACCEPTED)
+    _open_up(ax, bias, error)
     dress(ax, x_label=r"$S_\mathrm{inj} / \sigma_0$", y_label=BIAS, font=12)
 
 
@@ -212,7 +218,7 @@ def _draw_uniform(values: np.ndarray, ax: Axes, *, name: str, of_data: float | N
 
     contents, bins = np.histogram(values, np.linspace(0, 1, P_BINS + 1))
     expected = len(values) / P_BINS
-    low, high = binom.ppf([0.16, 0.84], len(values), 1 / P_BINS)
+    low, high = (float(binom.ppf(level, len(values), 1 / P_BINS)) for level in (0.16, 0.84))
     ax.axhspan(low, high, color=BAND, alpha=0.35, linewidth=0, label="expected, 68 %")
     ax.axhline(expected, color=FIT, linewidth=1.2)
     ax.stairs(contents, bins, color=TRUTH, linewidth=1.6, label="pseudo-data")
@@ -239,15 +245,14 @@ def _bias_bands(ax: Axes) -> None:
     ax.axhline(0, color=DATA, linewidth=0.8)
 
 
-def _open_up(ax: Axes, least: float) -> None:
+def _open_up(ax: Axes, bias: np.ndarray, error: np.ndarray) -> None:
     """Makes the vertical range symmetric, with room for a legend."""
-    low, high = ax.get_ylim()
-    reach = 1.6 * max(abs(low), abs(high), least)
+    reach = 1.7 * max(float(np.nanmax(np.abs(bias) + error)), ACCEPTED)
     ax.set_ylim(-reach, reach)
 
 
 def _apart(n: int) -> np.ndarray:
-    return 0.12 * (np.arange(n) - (n - 1) / 2)
+    return 0.6 / max(n, 5) * (np.arange(n) - (n - 1) / 2)
 
 
 def _panels(studies: Sequence[Any]) -> tuple[Figure, Sequence[Axes]]:

@@ -40,7 +40,8 @@ CAPTIONS = {
     "fit": "The data, their fitted background and the significance of each bin.",
     "spurious_signal": "Mean signal fitted to pseudo-data without one, in standard errors of the fit; the bands are "
     "±0.5 and ±0.2.",
-    "linearity": "Mean fitted against injected yield in units of the error with the background known, and their difference in standard errors of the fit.",
+    "linearity": "Mean fitted against injected yield in units of the error with the background known, and their "
+    "difference in standard errors of the fit.",
     "pulls": "Fitted less injected yield over its standard error in every pseudo-experiment, with a normal "
     "distribution of width 1.",
     "p_values": "p-values of the fits and global p-values of the largest excess in pseudo-data, with what is expected "
