@@ -1,7 +1,7 @@
 """The command line: one command a verb; each imports its rooms only when it runs, so that help is instant.
 
-Exit codes: 0 done; 1 a fit that did not converge, or a fault of specfit (with its traceback); 2 the caller's mistake
-(one line); 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 a fit that did not converge, a sheet that was not passed, or a fault of specfit (with its
+traceback); 2 the caller's mistake (one line); 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from specfit.cli.learning import generate, train
 from specfit.cli.predicting import BESIDE_THE_OUTPUT, predict
 from specfit.cli.searching import scan
 from specfit.cli.terminal import one_line
+from specfit.cli.validating import validate
 from specfit.errors import InputError
 
 STOPPED = 130  # what typer makes of Ctrl-C
@@ -67,6 +68,7 @@ app.command()(generate)
 app.command()(scan)
 app.command()(fit)
 app.command(context_settings=OVERRIDES)(categorize)
+app.command()(validate)
 
 
 def _with_default_picture(arguments: list[str]) -> list[str]:

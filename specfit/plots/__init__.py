@@ -9,6 +9,8 @@ What to use when:
 - `draw_bias`: mean and RMS of the residuals along the axis, against a limit.
 - `draw_scan`, `draw_contour`, `draw_impacts`, `draw_correlation`, `draw_yields`: results of `specfit.stats`.
 - `draw_search`, `draw_local_p`, `draw_limits`: what a search for a resonance found.
+- `draw_injection`: injected signals of known size; `draw_spurious_signal`, `draw_linearity`, `draw_pulls`,
+  `draw_p_values` and `draw_background_shift`: an acceptance sheet.
 - `draw_stack`: processes of simulation on top of each other.
 - `draw_history`, `draw_bias_history`, `draw_yield_and_uncertainty`, `draw_significance_comparison`, `draw_category_map`
   and `save_gif`: how categories were optimised, what they hold and where they lie.
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 __all__ = [
     "DrawableFit",
+    "draw_background_shift",
     "draw_bias",
     "draw_bias_history",
     "draw_category_map",
@@ -36,13 +39,18 @@ __all__ = [
     "draw_fit",
     "draw_history",
     "draw_impacts",
+    "draw_injection",
     "draw_limits",
+    "draw_linearity",
     "draw_local_p",
+    "draw_p_values",
+    "draw_pulls",
     "draw_residual_correlation",
     "draw_residuals",
     "draw_scan",
     "draw_search",
     "draw_significance_comparison",
+    "draw_spurious_signal",
     "draw_stack",
     "draw_yield_and_uncertainty",
     "draw_yields",
@@ -65,3 +73,11 @@ from specfit.plots.saving import save
 from specfit.plots.searches import draw_limits, draw_local_p, draw_search
 from specfit.plots.stacks import draw_stack
 from specfit.plots.statistics import draw_contour, draw_correlation, draw_impacts, draw_scan, draw_yields
+from specfit.plots.validation import (
+    draw_background_shift,
+    draw_injection,
+    draw_linearity,
+    draw_p_values,
+    draw_pulls,
+    draw_spurious_signal,
+)

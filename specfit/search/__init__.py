@@ -16,23 +16,34 @@ is that of the largest local significance anywhere. Everything is float64.
 from __future__ import annotations
 
 __all__ = [
+    "Criterion",
     "GlobalPValue",
+    "InjectionResult",
     "KnownPeak",
     "ManyScans",
     "PseudoExperiments",
     "ScanResult",
     "SignalHypotheses",
+    "ToyStudy",
+    "ValidationSheet",
     "gaussian_hypotheses",
     "global_p_value",
+    "inject",
     "run_pseudo_experiments",
     "scan",
     "scan_many",
     "template_hypotheses",
+    "validate",
 ]
 
+from specfit.search.criteria import Criterion, ToyStudy
 from specfit.search.hypotheses import SignalHypotheses, gaussian_hypotheses, template_hypotheses
+from specfit.search.injection import inject
+from specfit.search.injection_result import InjectionResult
 from specfit.search.many import ManyScans, scan_many
 from specfit.search.pseudo_experiments import PseudoExperiments, run_pseudo_experiments
 from specfit.search.result import KnownPeak, ScanResult
 from specfit.search.scanning import scan
+from specfit.search.sheet import ValidationSheet
 from specfit.search.toys.p_values import GlobalPValue, global_p_value
+from specfit.search.validation import validate

@@ -20,6 +20,7 @@ from specfit.masks import left_out_bins
 from specfit.randomness import independent_rng
 from specfit.search.chain import Chain, Rows
 from specfit.search.hypotheses import SignalHypotheses, Width, gaussian_hypotheses
+from specfit.search.joint_fit import TINY
 from specfit.search.limits import interval, upper_limits
 from specfit.search.look_elsewhere import global_p_value_of_maximum, gross_vitells, significance_vectors
 from specfit.search.pseudo_experiments import Report, run_pseudo_experiments
@@ -33,6 +34,8 @@ LEVEL, UPCROSSINGS_AT = 0.95, 0.5
 ENOUGH_TO_COUNT = 10
 # A hypothesis of which less is left beside what is masked is not tried.
 LEAST_SEEN = 0.3
+# Prior width of the yield of a known peak, as a share of all events: none.
+FREE = 10.0
 # Pseudo-experiments that are drawn from one seed.
 CHUNK = 100
 
@@ -103,7 +106,7 @@ def scan(
     best = int(rows.local_z.argmax())
     toys = None
     if n_toys:
-        job = BackgroundOnly(chain, (fit.background / unit).clamp(min=0.0))
+        job = BackgroundOnly(chain, _without_signal(fit.background / unit, rows, best))
         toys = run_pseudo_experiments(
             job,
             n_toys,
@@ -203,13 +206,14 @@ def _global_p_values(
     """Computes the global p-value of the largest excess by every method there are numbers for."""
     z = rows.local_z.max()
     best = int(rows.local_z.argmax())
-    model, weight = rows.model, chain.weight(rows.data)
-    vectors = significance_vectors(
-        rows.without.background[best][None],
-        model.basis[best][None],
-        chain.hypotheses.templates,
-        weight[best][None],
-    )
+    background = rows.without.background[best]
+    peaks = rows.without.yields[best] @ rows.columns[best, 1:]
+    rate = (background + peaks).clamp(min=TINY)
+    # Directions on the log of everything expected; known peaks are free.
+    free = rows.columns[best, 1:].T * (FREE * rows.data[best].sum())
+    basis = torch.cat([background[:, None] * rows.model.basis[best], free], -1) / rate[:, None]
+    weight = chain.weight(rows.data)[best]
+    vectors = significance_vectors(rate[None], basis[None], chain.hypotheses.templates, weight[None])
     by_field = global_p_value_of_maximum(z[None], vectors, rng=independent_rng((seed, 0)))
     by = {"correlation": float(by_field)}
     if toys is None:
@@ -220,6 +224,14 @@ def _global_p_values(
         "gross_vitells": gross_vitells(float(z), ordered, level=UPCROSSINGS_AT),
         "toys": counted.p_value,
     }, counted
+
+
+def _without_signal(background: Tensor, rows: Rows, best: int) -> Tensor:
+    """Returns what is expected without the tested signal; with known peaks all that the joint fit gives them."""
+    if rows.columns.shape[1] == 1:
+        return background.clamp(min=0.0)
+    peaks = rows.without.yields[best] @ rows.columns[best, 1:]
+    return (rows.without.background[best] + peaks).clamp(min=0.0)
 
 
 def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor) -> Tensor:
