@@ -161,7 +161,13 @@ def test_pseudo_experiments_are_kept_and_taken_again(counts, fitter, tmp_path):
     seen = []
     begin = time.perf_counter()
     again = scan(
-        counts, checkpoint=fitter, n_toys=100, store=tmp_path / "toys", seed=3, progress=lambda *n: seen.append(n)
+        counts,
+        EDGES,
+        checkpoint=fitter,
+        n_toys=100,
+        store=tmp_path / "toys",
+        seed=3,
+        progress=lambda *n: seen.append(n),
     )
     assert time.perf_counter() - begin < drawn
     assert seen == [(100, 100)]

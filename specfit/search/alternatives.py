@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specfit.functional import functional_fit
+from specfit.functional import ErfExpSum, functional_fit
 from specfit.shapes import quadrature
 from specfit.significance import deviance_p_value, poisson_deviance
 from specfit.spectrum import Spectrum
@@ -121,7 +121,7 @@ def _families(edges: Tensor, n_seen: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def _erf_exp(counts: Tensor, edges: Tensor, n_components: int) -> Alternative:
-    fit = functional_fit(Spectrum(counts, edges), n_components=n_components).fit
+    fit = functional_fit(Spectrum(counts, edges), function=ErfExpSum(n_components)).fit
     p_value = float(fit.p_value) if bool(fit.converged) else 0.0
     name = f"Erf x exp with {n_components} component{'s' if n_components > 1 else ''}"
     return Alternative(name, fit.background, p_value, float(fit.deviance + 2 * fit.n_parameters))
