@@ -150,7 +150,9 @@ def _draw_bias(result: Any, ax: Axes, *, strengths: Sequence[int], x_label: str)
             markersize=5,
             linewidth=1.2,
             label=", ".join(words) or label,
-            transform=offset_copy(ax.transData, ax.figure, x=APART * (i - (len(series) - 1) / 2), units="points"),
+            transform=offset_copy(
+                ax.transData, ax.get_figure(root=True), x=APART * (i - (len(series) - 1) / 2), units="points"
+            ),
         )
     _open_up(ax, bias[:, list(strengths)], error[:, list(strengths)])
     dress(ax, x_label=x_label, y_label=BIAS, font=12)
