@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["validate"]
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,16 +94,12 @@ def _beside(source: str) -> Path:
 
 
 def _print_table(sheet: ValidationSheet, written: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, soft_wrap=True)
     for truth in dict.fromkeys(one.truth for one in sheet.criteria):
-        table = Table(box=None, pad_edge=False, title=truth, title_justify="left", show_header=False)
+        print(truth)
         for one in (one for one in sheet.criteria if one.truth == truth):
-            value = "" if one.value != one.value else f"{one.value:.3g}"
-            table.add_row(VERDICTS[one.passed], one.name, value, one.threshold if value else one.comment)
-        console.print(table)
+            has_value = math.isfinite(one.value)
+            value, said = (f"{one.value:.3g}", one.threshold) if has_value else ("", one.comment)
+            print(f"  {VERDICTS[one.passed]}  {one.name:52}  {value:>9}  {said}")
     asked = [one for one in sheet.criteria if one.passed is not None]
     verdict = "passed" if sheet.passed else "not passed"
-    console.print(f"{verdict}: {len(asked) - len(sheet.failed)} of {len(asked)} criteria met; sheet: {written}")
+    print(f"{verdict}: {len(asked) - len(sheet.failed)} of {len(asked)} criteria met; sheet: {written}")

@@ -151,7 +151,7 @@ def _draw_bias(result: Any, ax: Axes, *, strengths: Sequence[int], x_label: str)
             linewidth=1.2,
             label=", ".join(words) or label,
             transform=offset_copy(
-                ax.transData, ax.figure.figure, x=APART * (i - (len(series) - 1) / 2), units="points"
+                ax.transData, ax.get_figure(root=True), x=APART * (i - (len(series) - 1) / 2), units="points"
             ),
         )
     _open_up(ax, bias[:, list(strengths)], error[:, list(strengths)])

@@ -36,6 +36,7 @@ ATLAS_DIJET = "practice of ATLAS dijet searches"
 SPURIOUS = "ATL-PHYS-PUB-2020-028; practice of ATLAS dijet searches"
 STRICT = "older rule of ATLAS's diphoton searches"
 OWN = "specfit"
+FOLLOWS = "too large: bins of few events, or a background that follows the data more than its parameters count"
 
 
 class Criterion(NamedTuple):
@@ -133,7 +134,7 @@ def criteria_of_toys(study: ToyStudy, *, unit: float, seen: Tensor) -> list[Crit
         seen: False for bins that are left out, shape `(n_bins,)`.
     """
     return [
-        _uniform("p-values of fits to pseudo-data", study.name, study.p_values),
+        _uniform("p-values of fits to pseudo-data", study.name, study.p_values, too_large=FOLLOWS),
         _stable(study, unit, seen),
         *_spurious(study),
         _injection(study),
@@ -145,11 +146,14 @@ def criteria_of_toys(study: ToyStudy, *, unit: float, seen: Tensor) -> list[Crit
     ]
 
 
-def _uniform(name: str, truth: str, p_values: Tensor) -> Criterion:
+def _uniform(name: str, truth: str, p_values: Tensor, *, too_large: str = "") -> Criterion:
     p = float(scipy.stats.kstest(p_values.numpy(), "uniform").pvalue)
     below = [f"{100 * float((p_values < level).double().mean()):.0f} % below {level:g}" for level in (0.05, 0.5)]
     threshold = f"Kolmogorov-Smirnov p > {LEAST_P:g}"
-    return Criterion(name, truth, p, threshold, OWN, p > LEAST_P, f"uniform if right; {', '.join(below)}")
+    comment = f"uniform if right; {', '.join(below)}"
+    if p <= LEAST_P and too_large and p_values.median() > 0.5:
+        comment += f"; {too_large}"
+    return Criterion(name, truth, p, threshold, OWN, p > LEAST_P, comment)
 
 
 def _stable(study: ToyStudy, unit: float, seen: Tensor) -> Criterion:
