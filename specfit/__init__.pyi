@@ -1,6 +1,7 @@
 from . import categories as categories
 from . import io as io
 from . import net as net
+from . import search as search
 from . import stats as stats
 from .background_fit import BackgroundFit as BackgroundFit
 from .errors import InputError as InputError

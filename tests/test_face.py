@@ -27,6 +27,7 @@ NAMES = {
     "io",
     "net",
     "read",
+    "search",
     "smooth_background",
     "stats",
 }
