@@ -72,6 +72,7 @@ def _toys(size: int, peer_size: int, seed: int) -> list[dict[str, Any]]:
         who = f"pyhf {pyhf.__version__} {backend} {minimiser}"
         rows.append(_row(who, len(data), seconds, ours / size, float(np.abs(away).max())))
     pyhf.set_backend("numpy")
+    torch.set_default_dtype(torch.float32)  # pyhf's torch backend leaves float64 behind
     return rows
 
 

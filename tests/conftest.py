@@ -1,6 +1,6 @@
 """What every test shares: a seeded generator, the real spectra, the --slow option and the one table of tolerances."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -35,6 +35,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def _default_dtype_is_left_alone() -> Iterator[None]:
+    """What one test does to torch's global default would make others of the same process fail, far from the cause."""
+    before = torch.get_default_dtype()
+    yield
+    after = torch.get_default_dtype()
+    torch.set_default_dtype(before)
+    assert after == before, f"torch's default dtype was {before} before this test and is {after} after it"
 
 
 @pytest.fixture

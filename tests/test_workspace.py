@@ -42,9 +42,11 @@ LARGE = ["two channels", pytest.param("twenty channels", marks=pytest.mark.slow)
 def peer():
     """pyhf with exact gradients and the tightest tolerance that its minimiser takes."""
     logging.getLogger("pyhf").setLevel(logging.ERROR)
+    before = torch.get_default_dtype()
     pyhf.set_backend("pytorch", pyhf.optimize.scipy_optimizer(tolerance=1e-15, maxiter=100_000), precision="64b")
     yield pyhf
     pyhf.set_backend("numpy")
+    torch.set_default_dtype(before)  # pyhf makes float64 the default of torch and leaves it so
 
 
 def both(name, settings=AS_COMMAND_LINE, **options):
@@ -244,10 +246,10 @@ def test_parameters_are_ordered_by_role_and_first_appearance():
 
 def test_twice_the_nll_has_the_same_errors():
     model = StatisticalModel(workspaces.correlated_shape())
-    x = torch.tensor([0.4, 1.0], dtype=torch.float64)
-    without = model.nll(x) - model.nll(torch.tensor([0.4, 0.0], dtype=torch.float64))
+    x, centre = torch.tensor([[0.4, 1.0], [0.4, 0.0]], dtype=torch.float64)
+    without = model.nll(x) - model.nll(centre)
     counts = poisson_nll(model.counts[:, 0], model.expected(x)[:2]).sum()
-    nominal = poisson_nll(model.counts[:, 0], model.expected(torch.tensor([0.4, 0.0]).double())[:2]).sum()
+    nominal = poisson_nll(model.counts[:, 0], model.expected(centre)[:2]).sum()
     assert_allclose(without - (counts - nominal), 0.5, rtol=1e-12)
     assert_allclose(model.twice_nll(x), 2 * model.nll(x), rtol=1e-15)
 

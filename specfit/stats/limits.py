@@ -37,6 +37,7 @@ from specfit.stats.profile import Profile, root
 
 BANDS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 N_POINTS_OF_TOYS = 9
+SMALLEST_ROOT = 1e-100  # keeps the division finite; far below any statistic that is not zero
 
 
 class PValues(NamedTuple):
@@ -314,12 +315,14 @@ def asymptotic_p_values(root_q: Any, root_a: Any) -> tuple[Any, Any, Any]:
 
     Args:
         root_q: Square root of the statistic of the data, a number or an array.
-        root_a: The same of the Asimov data, positive.
+        root_a: The same of the Asimov data. Where it is zero (no signal is asked about) CLs is one.
     """
     near = root_q <= root_a
-    t = np.where(near, root_q - root_a, (np.square(root_q) - np.square(root_a)) / (2 * root_a))
-    signal, background = scipy.stats.norm.sf(t + root_a), scipy.stats.norm.sf(t)
-    return signal / background, signal, background
+    divisor = 2 * np.maximum(root_a, SMALLEST_ROOT)
+    t = np.where(near, root_q - root_a, (np.square(root_q) - np.square(root_a)) / divisor)
+    # The ratio from logarithms: far in the tail both probabilities are zero in double precision.
+    signal, background = scipy.stats.norm.logsf(t + root_a), scipy.stats.norm.logsf(t)
+    return np.exp(signal - background), np.exp(signal), np.exp(background)
 
 
 def _expected_cls(root_a: float, band: float) -> float:
