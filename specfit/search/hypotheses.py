@@ -71,7 +71,7 @@ def gaussian_hypotheses(edges: ArrayLike, *, width: Width = 0.05, mass: ArrayLik
     Example:
         >>> signals = gaussian_hypotheses(torch.linspace(100.0, 200.0, 51), width=0.02)
         >>> len(signals), signals.templates.shape
-        (49, torch.Size([49, 50]))
+        (66, torch.Size([66, 50]))
     """
     limits = as_float64(edges, "edges")
     kinds = _width_functions(width)

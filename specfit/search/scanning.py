@@ -86,7 +86,7 @@ def scan(
     Example:
         >>> import numpy as np
         >>> counts = np.round(1e5 * np.exp(-np.arange(50) / 8))
-        >>> counts[20:23] += [90, 180, 90]
+        >>> counts[20:23] += [200, 400, 200]
         >>> found = scan(counts, width=0.05)
         >>> 650 < found.mass[found.best] < 800, found.global_p < 0.05
         (tensor(True), True)
