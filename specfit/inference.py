@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["REFITS", "EdgesMismatchError", "SpectrumFitter", "smooth_background"]
 
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +20,16 @@ from specfit import io
 from specfit.arrays import ArrayLike, as_float64
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
-from specfit.fitter import Refit, refit_talk, refit_windows
+from specfit.fitter import Refit, refit_signals, refit_talk, refit_windows
 from specfit.guard import judge
 from specfit.masks import bridged, left_out_bins
-from specfit.net import BackgroundNet, Prediction
+from specfit.net import BackgroundNet, CalibratedNet, Prediction
 from specfit.parallel import on_all_cores
 from specfit.spectrum import Spectrum
 
-RefitRule = Literal["windows", "talk"] | bool | None
-REFITS = ("windows", "talk")
-"""Rules that `refit` can name; True takes the first."""
+RefitRule = Literal["signals", "windows", "talk"] | bool | None
+REFITS = ("signals", "windows", "talk")
+"""Rules that `refit` can name; True takes the first that the net can follow."""
 
 # Spectra that are fitted at a time: large enough to keep the processor busy, small enough for its cache.
 SPECTRA_AT_A_TIME = 2048
@@ -84,14 +85,15 @@ class SpectrumFitter:
             mask: Bins to leave out (a blinded window, say): windows `[(low, high), ...]` in the unit of the edges, of
                 which every bin that overlaps is left out, or true for each such bin, shape `(n_bins,)` or
                 `(m, n_bins)`. The background there is interpolated, with the error of that.
-            refit: `"windows"` masks what is significant with the looking counted, `"talk"` masks bin by bin down to
-                one standard deviation (see `specfit.fitter`); True takes `"windows"`, None or False fits the data as
-                they are.
+            refit: `"signals"` masks windows where a signal beside the background is significant with the looking
+                counted, `"windows"` where bins are far above the background alone, `"talk"` bin by bin down to one
+                standard deviation (see `specfit.fitter`); True takes the first that the net can follow, None or False
+                fits the data as they are.
 
         Raises:
             EdgesMismatchError: The edges are not those of the checkpoint; says how to train for them.
         """
-        rule = _check_refit(refit)
+        rule = _refit_rule(refit, self.net)
         read, note = self._read(spectrum, edges)
         self._check_edges(read)
         counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
@@ -121,25 +123,30 @@ class SpectrumFitter:
             # What was not looked at is bridged first by a straight line, then by the net's own answer.
             counts = bridged(counts, left_out, edges)
             counts = torch.where(left_out, self.net.predict(counts, edges=edges, mask=left_out).background, counts)
-        prediction = self.net.predict(counts, edges=edges, mask=left_out)
-        if rule is None:
-            none = torch.zeros(len(counts), dtype=torch.int64)
-            return _on_cpu(prediction), Refit(counts, left_out.cpu(), none, "no refit")
-        if rule == "talk":
-            refit = refit_talk(lambda data: self.net(data, edges=edges), counts, mask=left_out)
-        else:
-            refit = refit_windows(
-                lambda data, mask: self.net.predict(data, edges=edges, mask=mask), counts, prediction, mask=left_out
-            )
+        prediction, refit = self._refitted(counts, left_out, edges, rule)
         changed = refit.iterations > 0
         if changed.any():
-            # The talk's rule asks the net about replaced data; only the rule that masks leaves them out.
+            # The talk's rule asks the net about replaced data; only the rules that mask leave them out.
             mask = left_out[changed] if rule == "talk" else refit.mask[changed]
             for whole, part in zip(
                 prediction, self.net.predict(refit.counts[changed], edges=edges, mask=mask), strict=True
             ):
                 whole[changed] = part
         return _on_cpu(prediction), refit._replace(mask=refit.mask.cpu(), iterations=refit.iterations.cpu())
+
+    def _refitted(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
+        """Fits the data as they are, and finds what to mask."""
+        if rule == "signals" and isinstance(self.net, CalibratedNet):
+            first = self.net.fitted(counts, edges=edges, mask=left_out)
+            prediction = self.net.calibrated(*first, left_out)
+            return prediction, refit_signals(self.net, counts, edges, first=first, mask=left_out)
+        prediction = self.net.predict(counts, edges=edges, mask=left_out)
+        if rule is None:
+            return prediction, Refit(counts, left_out, torch.zeros(len(counts), dtype=torch.int64), "no refit")
+        if rule == "talk":
+            return prediction, refit_talk(lambda data: self.net(data, edges=edges), counts, mask=left_out)
+        predict = functools.partial(_predict_masked, self.net, edges)
+        return prediction, refit_windows(predict, counts, prediction, mask=left_out)
 
     def _read(self, spectrum: Any, edges: ArrayLike | None) -> tuple[Spectrum, list[str]]:
         """Reads what came, and returns with it what had to be assumed."""
@@ -201,14 +208,24 @@ def _turn_on_unit(spectrum: Spectrum) -> float:
     return float(spectrum.centers[density.argmax()].abs().clamp(min=1e-6)) / 400
 
 
+def _predict_masked(net: BackgroundNet, edges: Tensor, counts: Tensor, mask: Tensor) -> Prediction:
+    return net.predict(counts, edges=edges, mask=mask)
+
+
 def _on_cpu(prediction: Prediction) -> Prediction:
     return Prediction(*(part.cpu() for part in prediction))
 
 
-def _check_refit(refit: RefitRule) -> str | None:
+def _refit_rule(refit: RefitRule, net: BackgroundNet) -> str | None:
     if refit is None or refit is False:
         return None
-    rule = REFITS[0] if refit is True else refit
-    if rule not in REFITS:
+    if refit is True:
+        return "signals" if isinstance(net, CalibratedNet) else "windows"
+    if refit not in REFITS:
         raise InputError(f"refit: one of {', '.join(map(repr, REFITS))}, True or None is expected, {refit!r} came")
-    return rule
+    if refit == "signals" and not isinstance(net, CalibratedNet):
+        raise InputError(
+            f"refit: {type(net).__name__} does not say what is plausible, which a signal is tested beside; take "
+            "refit='windows', or a net=learned_basis or net=any_binning"
+        )
+    return refit

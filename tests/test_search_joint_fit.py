@@ -7,7 +7,7 @@ import torch
 from iminuit import Minuit
 from numpy.testing import assert_allclose
 
-from specfit.search.joint_fit import fit_jointly
+from specfit.signal.joint_fit import fit_jointly
 
 N_BINS = 24
 CENTERS = (np.arange(N_BINS) + 0.5) / N_BINS

@@ -16,9 +16,9 @@ from numpy.testing import assert_allclose
 from workspaces import document, normfactor, normsys, sample
 
 from specfit.net import LocalModel
-from specfit.search.chain import Rows
-from specfit.search.joint_fit import fit_jointly
 from specfit.search.limits import interval, upper_limits
+from specfit.signal.extraction import Rows
+from specfit.signal.joint_fit import fit_jointly
 
 CENTERS = (np.arange(20) + 0.5) / 20
 PEAK = np.diff(scipy.stats.norm.cdf(np.arange(21) / 20, 0.5, 0.06))

@@ -7,7 +7,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from specfit.search import gaussian_hypotheses
-from specfit.search.look_elsewhere import (
+from specfit.signal.look_elsewhere import (
     global_p_value_of_maximum,
     gross_vitells,
     significance_vectors,

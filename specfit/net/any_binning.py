@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from specfit.net.base import LocalModel, Prediction
+from specfit.net.base import LocalModel
 from specfit.net.error_scale import CalibratedNet
 from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, mode_and_evidence, posterior_mode, precision_cholesky
 from specfit.significance import poisson_deviance
@@ -70,14 +70,16 @@ class AnyBinningNet(CalibratedNet):
         """Computes the background after each pass, float64."""
         return [log_rate.exp() for log_rate in self._run(counts, edges, mask)[0]]
 
-    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
-        """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
+    def fitted(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[LocalModel, Tensor]:
+        """Computes what the last pass holds for plausible and the log rate at its mode."""
         log_rates, model = self._run(counts, edges, mask)
-        return self.calibrated(model, log_rates[-1], mask)
-
-    def local_model(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> LocalModel:
-        """Computes what the last pass holds for plausible; its features are the mean token."""
-        return self._run(counts, edges, mask)[1]
+        return model, log_rates[-1]
 
     def _run(self, counts: Tensor, edges: Tensor | None, mask: Tensor | None) -> tuple[list[Tensor], LocalModel]:
         """Returns the log rates of each pass, and the local model of the last."""

@@ -111,11 +111,34 @@ class CalibratedNet(BackgroundNet):
         self.error_scale, self.novelty = ErrorScale(), Novelty(n_features)
 
     @abstractmethod
+    def fitted(
+        self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[LocalModel, Tensor]:
+        """Computes what the last stage holds for plausible and the log rate at its mode; arguments as for `predict`."""
+
+    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
+        """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
+        return self.calibrated(*self.fitted(counts, edges=edges, mask=mask), mask)
+
     def local_model(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> LocalModel:
         """Computes what the last stage holds for plausible; arguments as for `predict`."""
+        return self.fitted(counts, edges=edges, mask=mask)[0]
 
     def calibrated(self, model: LocalModel, log_rate: Tensor, mask: Tensor | None) -> Prediction:
         """Computes the prediction at the mode of a local model, its errors scaled, with the novelty of the spectra."""
         raw = gaussian_prediction(log_rate, model.basis, model.weight)
         scaled: Prediction = self.error_scale(raw, mask)
         return scaled._replace(novelty=self.novelty(model.features).double())
+
+    def widening(self, log_rate: Tensor, basis: Tensor, *, weight: Tensor, mask: Tensor) -> Tensor:
+        """Computes the factor that the calibration puts on the variance of each bin, shape `(m, n_bins)`.
+
+        Args:
+            log_rate: Of the background, shape `(m, n_bins)`.
+            basis: Of the local model, shape `(m, n_bins, k)`.
+            weight: How far each bin is believed, shape `(m, n_bins)`.
+            mask: True for bins that are left out, shape `(m, n_bins)`.
+        """
+        raw = gaussian_prediction(log_rate, basis, weight)
+        scaled, unscaled = (p.factor.square().sum(-1) for p in (self.error_scale(raw, mask), raw))
+        return (scaled / unscaled).nan_to_num(1.0, 1.0, 1.0)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from specfit.net.base import LocalModel, Prediction
+from specfit.net.base import LocalModel
 from specfit.net.dense import Trunk
 from specfit.net.error_scale import CalibratedNet
 from specfit.net.pixelize import FlattenHistogramAndNormalize
@@ -68,14 +68,16 @@ class LearnedBasisNet(CalibratedNet):
         """Computes the background after each stage."""
         return [log_rate.exp().float() for log_rate in self._run(counts, mask)[0]]
 
-    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002
-        """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
+    def fitted(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,  # noqa: ARG002
+        mask: Tensor | None = None,
+    ) -> tuple[LocalModel, Tensor]:
+        """Computes what the last stage holds for plausible and the log rate at its mode."""
         log_rates, model = self._run(counts, mask)
-        return self.calibrated(model, log_rates[-1], mask)
-
-    def local_model(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> LocalModel:  # noqa: ARG002
-        """Computes what the last stage holds for plausible."""
-        return self._run(counts, mask)[1]
+        return model, log_rates[-1]
 
     def _run(self, counts: Tensor, mask: Tensor | None) -> tuple[list[Tensor], LocalModel]:
         """Returns the log rates of each stage, and the local model of the last."""

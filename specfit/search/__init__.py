@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 from specfit.search.criteria import Criterion, ToyStudy
-from specfit.search.hypotheses import SignalHypotheses, gaussian_hypotheses, template_hypotheses
 from specfit.search.injection import inject
 from specfit.search.injection_result import InjectionResult
 from specfit.search.many import ManyScans, scan_many
@@ -47,3 +46,4 @@ from specfit.search.scanning import scan
 from specfit.search.sheet import ValidationSheet
 from specfit.search.toys.p_values import GlobalPValue, global_p_value
 from specfit.search.validation import validate
+from specfit.signal.hypotheses import SignalHypotheses, gaussian_hypotheses, template_hypotheses

@@ -33,11 +33,11 @@ from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
 from specfit.masks import left_out_bins
 from specfit.search.chain import Chain
-from specfit.search.hypotheses import Width, gaussian_hypotheses
 from specfit.search.injection_result import InjectionResult
 from specfit.search.pseudo_experiments import Report, run_pseudo_experiments
 from specfit.search.scanning import LEAST_SEEN, make_chain
 from specfit.search.toys.chunks import digest
+from specfit.signal.hypotheses import Width, gaussian_hypotheses
 
 STRENGTHS = (0.0, 2.0, 5.0, 10.0)
 """Injected yields, in units of the error with the background known."""

@@ -30,12 +30,12 @@ from specfit.io.files import check_readable, replacing
 from specfit.parallel import on_all_cores
 from specfit.randomness import independent_rng
 from specfit.search.chain import Chain
-from specfit.search.hypotheses import SignalHypotheses, Width
-from specfit.search.look_elsewhere import global_p_value_of_maximum, significance_vectors
 from specfit.search.scanning import make_chain
 from specfit.search.toys.chunks import Chunk, chunks_of, digest
 from specfit.search.toys.software import software
 from specfit.search.toys.store import SOFTWARE, open_store
+from specfit.signal.hypotheses import SignalHypotheses, Width
+from specfit.signal.look_elsewhere import global_p_value_of_maximum, significance_vectors
 
 CHUNK = 256
 # Samples of the field of significances for each global p-value, and spectra that one thread takes at a time.

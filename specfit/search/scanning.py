@@ -18,15 +18,16 @@ from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
 from specfit.masks import left_out_bins
 from specfit.randomness import independent_rng
-from specfit.search.chain import Chain, Rows
-from specfit.search.hypotheses import SignalHypotheses, Width, gaussian_hypotheses
-from specfit.search.joint_fit import TINY
+from specfit.search.chain import Chain
 from specfit.search.limits import interval, upper_limits
-from specfit.search.look_elsewhere import global_p_value_of_maximum, gross_vitells, significance_vectors
 from specfit.search.pseudo_experiments import Report, run_pseudo_experiments
 from specfit.search.result import KnownPeak, ScanResult
 from specfit.search.toys.chunks import digest
 from specfit.search.toys.p_values import GlobalPValue, global_p_value
+from specfit.signal.extraction import Rows
+from specfit.signal.hypotheses import SignalHypotheses, Width, gaussian_hypotheses
+from specfit.signal.joint_fit import TINY
+from specfit.signal.look_elsewhere import global_p_value_of_maximum, gross_vitells, significance_vectors
 
 # Level of the confidence limits, and upcrossings are counted at this significance.
 LEVEL, UPCROSSINGS_AT = 0.95, 0.5

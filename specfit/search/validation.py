@@ -27,11 +27,11 @@ from specfit.search.alternatives import LEAST_P, best_alternative
 from specfit.search.chain import ROWS_AT_A_TIME, Chain
 from specfit.search.criteria import ToyStudy, criteria_of_data, criteria_of_toys
 from specfit.search.injection import CHUNK, STRENGTHS, expected_background, fitted, inject_into, injection_chain
-from specfit.search.look_elsewhere import global_p_value_of_maximum, significance_vectors
 from specfit.search.pseudo_experiments import Report, run_pseudo_experiments
 from specfit.search.scanning import make_chain
 from specfit.search.sheet import ValidationSheet
 from specfit.search.toys.chunks import digest
+from specfit.signal.look_elsewhere import global_p_value_of_maximum, significance_vectors
 from specfit.spectrum import Spectrum
 
 FEWEST_TOYS = 10

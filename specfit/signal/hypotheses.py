@@ -5,6 +5,7 @@ What to use when:
 - `gaussian_hypotheses(edges, width=0.05)`: a Gaussian at every mass of a grid that the resolution sets; one or several
   widths; the width may be a share of the mass or a function of it.
 - `template_hypotheses`: your own shapes.
+- `binwise_hypotheses(edges)`: Gaussians of every width that the binning resolves, where no resolution is known.
 
 Conventions: a template holds, bin by bin, the share of a signal's events that fall there; what falls outside the range
 is lost, so a template sums to at most 1 and a yield counts all events of the signal. Masses and widths are in the unit
@@ -13,7 +14,7 @@ of the edges.
 
 from __future__ import annotations
 
-__all__ = ["SignalHypotheses", "gaussian_hypotheses", "template_hypotheses"]
+__all__ = ["SignalHypotheses", "binwise_hypotheses", "gaussian_hypotheses", "template_hypotheses"]
 
 import functools
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ Width = float | Sequence[float] | Callable[[Tensor], Tensor]
 
 # Steps of the grid of masses, in standard deviations of the peak; a finer grid finds nothing more.
 STEP = 0.5
+# Where no resolution is known: from half a bin, each width so much wider than the last, to this share of the range.
+NARROWEST, WIDER_BY, WIDEST = 0.5, 2**0.5, 1 / 15
+# So many widths of such a signal lie inside the range on either side: at an end nothing tells signal from background.
+ROOM = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +89,30 @@ def gaussian_hypotheses(edges: ArrayLike, *, width: Width = 0.05, mass: ArrayLik
     return SignalHypotheses(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
 
+def binwise_hypotheses(edges: ArrayLike) -> SignalHypotheses:
+    """Makes Gaussian signals of half a bin to a fifteenth of the range, each width √2 times the last, all over it.
+
+    Args:
+        edges: Bin edges, shape `(n_bins + 1,)`.
+
+    Example:
+        >>> signals = binwise_hypotheses(torch.linspace(100.0, 200.0, 51))
+        >>> len(signals), float(signals.width.min()), float(signals.width.max())
+        (370, 1.0, 5.656854249492381)
+    """
+    limits = as_float64(edges, "edges")
+    n_bins, parts = len(limits) - 1, []
+    width = NARROWEST
+    while width == NARROWEST or width <= WIDEST * n_bins:
+        inside = min(ROOM * width, n_bins / 2)
+        centers = torch.arange(inside, n_bins - inside + 1e-9, max(STEP * width, NARROWEST), dtype=torch.float64)
+        sides = [_at(limits, centers + side) for side in (0.0, width / 2, -width / 2)]
+        parts.append((sides[0], sides[1] - sides[2]))
+        width *= WIDER_BY
+    masses, widths = (torch.cat(t) for t in zip(*parts, strict=True))
+    return SignalHypotheses(masses, widths, Gaussian(masses, widths).log_bins(limits).exp())
+
+
 def template_hypotheses(templates: ArrayLike, edges: ArrayLike, *, mass: ArrayLike | None = None) -> SignalHypotheses:
     """Makes signals from shapes of one's own.
 
@@ -108,6 +137,12 @@ def template_hypotheses(templates: ArrayLike, edges: ArrayLike, *, mass: ArrayLi
     if len(masses) != len(shapes):
         raise InputError(f"mass: {len(masses)} came for {len(shapes)} templates; give one for each")
     return SignalHypotheses(masses, width, shapes)
+
+
+def _at(edges: Tensor, position: Tensor) -> Tensor:
+    """Interpolates the edges at positions counted in bins."""
+    below = position.floor().long().clamp(0, len(edges) - 2)
+    return edges[below] + (position - below) * edges.diff()[below]
 
 
 def _width_functions(width: Width) -> list[Callable[[Tensor], Tensor]]:

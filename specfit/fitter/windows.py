@@ -1,85 +1,20 @@
-"""Refit: ask again with the discrepant bins taken out, so that a signal does not pull the background.
-
-What to use when:
-
-- `refit_windows`: the default. Masks a whole window, and only where its excess is larger than 1 in 100 pure backgrounds
-  would show anywhere: a background without a signal stays as it is.
-- `refit_talk`: the loop of the talk, to the letter: one bin at a time, down to one standard deviation. It reduces the
-  bias of strong signals, but on a pure background it masks upward fluctuations and pulls the background down.
-
-Both work on many spectra at once, replace masked data by the background, and always end.
-
-Source: S. Calvet, "Fitting a spectrum using ML" (2021), backup slides "Re-fit the data".
-"""
+"""Windows of bins whose excess is significant: the rule for nets that do not say what else is plausible."""
 
 from __future__ import annotations
 
-__all__ = ["FALSE_ALARM", "TALK_THRESHOLD", "Refit", "refit_talk", "refit_windows"]
+__all__ = ["refit_windows"]
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Refit, as_mask, room_to_mask
 from specfit.net import Prediction
 from specfit.significance import bin_significance
 
-TALK_THRESHOLD = 1.0
-"""Standard deviations at which the talk's loop stops."""
-FALSE_ALARM = 0.01
-"""Share of pure backgrounds in which `refit_windows` masks anything."""
-
 # Widths of the windows that are looked at, in bins; wider ones than a quarter of the range are left out.
 WINDOW_WIDTHS = (1, 2, 3, 5, 8, 12)
-# A refit is stable when no masked bin moves by more statistical errors; it is given up after so many rounds.
-STABLE, MOST_ROUNDS = 0.05, 30
-
-
-class Refit(NamedTuple):
-    """What a refit did to each spectrum."""
-
-    counts: Tensor
-    """What the net was asked last: data with the masked bins replaced, shape `(m, n_bins)`."""
-    mask: Tensor
-    """True where the data were replaced, shape `(m, n_bins)`."""
-    iterations: Tensor
-    """How often the net was asked again, shape `(m,)`."""
-    message: str
-    """Why it stopped."""
-
-
-def refit_talk(
-    predict: Callable[[Tensor], Tensor],
-    counts: Tensor,
-    *,
-    mask: Tensor | None = None,
-    threshold: float = TALK_THRESHOLD,
-) -> Refit:
-    """Runs the talk's loop on a batch of spectra.
-
-    Args:
-        predict: Maps counts of shape `(m, n_bins)` to backgrounds of that shape.
-        counts: Observed events, shape `(m, n_bins)`.
-        mask: True for bins whose content is no data but a guess of the background, shape `(m, n_bins)`.
-        threshold: A spectrum is done when no unlisted bin exceeds its background by more standard deviations.
-    """
-    data, mask = counts.clone(), _start(mask, counts)
-    iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
-    background = predict(counts).clone()  # rows are written below, and `predict` may answer with what it keeps
-    active = torch.arange(len(counts), device=counts.device)  # rows still refitted
-    while True:
-        excess = bin_significance(counts[active], background[active]).masked_fill(mask[active], -torch.inf)
-        largest, bin_index = excess.max(-1)
-        active, bin_index = active[largest > threshold], bin_index[largest > threshold]
-        if len(active) == 0:
-            break
-        mask[active, bin_index] = True
-        data[active] = torch.where(mask[active], background[active].to(counts.dtype), counts[active])
-        background[active] = predict(data[active])
-        iterations[active] += 1
-    message = f"refit (talk): no bin left more than {threshold:g} standard deviations above the background"
-    return Refit(data, mask, iterations, message)
 
 
 def refit_windows(
@@ -107,13 +42,12 @@ def refit_windows(
     widths = [width for width in WINDOW_WIDTHS if width <= max(1, n_bins // 4)]
     n_windows = sum(n_bins - width + 1 for width in widths)
     threshold = -float(torch.special.ndtri(torch.tensor(false_alarm / n_windows, dtype=torch.float64)))
-    data, mask = counts.clone(), _start(mask, counts)
+    data, mask = counts.clone(), as_mask(mask, counts)
     iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
     rows, prediction, rounds = torch.arange(len(counts), device=counts.device), first, 0
     while True:
         found = _largest_window(data[rows].double(), prediction, widths, threshold) & ~mask[rows]
-        # Half of the bins have to be believed, or there is nothing to fit.
-        found &= ((found | mask[rows]).sum(-1, keepdim=True) <= n_bins // 2) & (rounds < MOST_ROUNDS)
+        found &= room_to_mask(found, mask[rows]) & (rounds < MOST_ROUNDS)
         mask[rows] |= found
         background = prediction.background.to(counts.dtype)
         shift = (data[rows] - background).abs() > STABLE * background.clamp(min=1.0).sqrt()
@@ -127,10 +61,6 @@ def refit_windows(
         rounds += 1
     message = f"refit (windows): masked where an excess passes {threshold:.2f} sigma, 1 % of pure backgrounds"
     return Refit(data, mask, iterations, message.replace("1 %", f"{100 * false_alarm:g} %"))
-
-
-def _start(mask: Tensor | None, counts: Tensor) -> Tensor:
-    return torch.zeros_like(counts, dtype=torch.bool) if mask is None else mask.expand_as(counts).clone()
 
 
 def _largest_window(data: Tensor, prediction: Prediction, widths: list[int], threshold: float) -> Tensor:

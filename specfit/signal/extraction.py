@@ -1,0 +1,154 @@
+r"""Signals taken out of spectra: yield, error and significance, with a net that has not seen the signal.
+
+For each row, a hypothesis of a spectrum,
+
+1. the net says what is plausible around the data without the fitted signal, :math:`d\,\lambda_b / (\lambda_b + S s)`,
+   with S = 0 at first;
+2. background and signal are fitted together to the data (`specfit.signal.joint_fit`);
+3. where the signal is larger than half a standard deviation, again from 1, so that it no longer pulls the net.
+
+The local significance is :math:`\pm\sqrt{q_0}` from the likelihoods with and without the signal. Each of the two may
+use whichever of the net's local models describes the data better with it, that of the data as they are or that of the
+data without the signal: where a background of its own explains the data as well, there is no significance (discrete
+profiling, arXiv:1408.6865). It and the error of the yield also carry the net's calibration (`specfit.net.error_scale`),
+which widens the share of the background in them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Rows", "extract", "plausible"]
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specfit.masks import bridged
+from specfit.net import CalibratedNet, LocalModel
+from specfit.net.posterior import posterior_mode
+from specfit.signal.joint_fit import TINY, JointFit, fit_jointly, yield_widening
+
+# Signals above so many standard deviations are taken out of what the net sees, at most so many times.
+SEEN_ABOVE, MOST_PASSES = 0.5, 4
+# A row is done when its signal moved by less of its standard errors.
+SETTLED = 0.05
+# A deficit multiplies what the net sees by no more than this.
+LARGEST_SHARE = 10.0
+# Where a background of its own explains a signal, its error grows by no more than this.
+LARGEST_ABSORPTION = 10.0
+# Spectra that the net sees together.
+SPECTRA_AT_A_TIME = 1024
+
+
+class Rows(NamedTuple):
+    """Everything that is known of each row, a hypothesis of a spectrum."""
+
+    data: Tensor
+    """Events, shape `(r, n_bins)`."""
+    columns: Tensor
+    """Templates, the tested one first, then the known peaks, shape `(r, 1 + q, n_bins)`."""
+    model: LocalModel
+    """What the net holds for plausible without the signal."""
+    fit: JointFit
+    """Background and signals together."""
+    without: JointFit
+    """The same model without the tested signal."""
+    widening: Tensor
+    """By how much the error of the tested yield is wider than this local model knows, shape `(r,)`."""
+
+    @property
+    def error(self) -> Tensor:
+        """Standard error of the tested yield, shape `(r,)`."""
+        return self.fit.covariance[:, 0, 0].sqrt() * self.widening
+
+    @property
+    def local_z(self) -> Tensor:
+        """Signed local significance, shape `(r,)`."""
+        q0 = (2 * (self.without.nll - self.fit.nll)).clamp(min=0.0)
+        return self.fit.yields[:, 0].sign() * q0.sqrt() / self.widening
+
+
+def extract(
+    net: CalibratedNet, counts: Tensor, columns: Tensor, *, spectrum: Tensor, edges: Tensor, mask: Tensor
+) -> Rows:
+    """Takes a signal out of every row.
+
+    Args:
+        net: Says what is plausible.
+        counts: Events, shape `(m, n_bins)`, float64.
+        columns: Templates of each row, first the tested one, then peaks fitted beside it, shape `(r, 1 + q, n_bins)`.
+        spectrum: Which counts each row is about, shape `(r,)`.
+        edges: Bin edges, shape `(n_bins + 1,)`.
+        mask: True for bins that weigh nothing, shape `(m, n_bins)`.
+    """
+    once = plausible(net, counts, edges=edges, mask=mask)
+    data, left_out = counts[spectrum], mask[spectrum]
+    first = _fitted(data, columns, LocalModel(*(t[spectrum] for t in once)), left_out)
+    at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
+    rows = _without_signals_for_the_net(net, first, edges, left_out)
+    wider = _calibration(net, counts, once, mask)[spectrum]
+    return rows._replace(widening=_of_calibration(rows, wider, left_out) * _absorption(rows, *at_first))
+
+
+def plausible(net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor) -> LocalModel:
+    """Asks the net what is plausible around counts `(m, n_bins)`; it does not see what is masked."""
+    if mask.any():
+        # As in a fit: bridged first by a straight line, then by the net's own answer.
+        seen = bridged(counts, mask, edges)
+        own = net.predict(seen, edges=edges, mask=mask).background
+        counts = torch.where(mask, own.to(counts), counts)
+    pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)), strict=True)
+    parts = [net.local_model(n, edges=edges, mask=k) for n, k in pieces]
+    return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))
+
+
+def _fitted(data: Tensor, columns: Tensor, model: LocalModel, mask: Tensor) -> Rows:
+    """Fits with and without the tested signal around a local model."""
+    weight = (~mask).to(data)
+    without = fit_jointly(data, model.log_mean, model.basis, columns[:, 1:], weight=weight)
+    start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
+    fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
+    return Rows(data, columns, model, fit, without, torch.ones_like(fit.nll))
+
+
+def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor) -> Rows:
+    """Asks the net again without the signals, until they stay."""
+    size = rows.fit.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    moving = (rows.fit.yields.abs() > SEEN_ABOVE * size).any(-1).nonzero()[:, 0]
+    for _ in range(MOST_PASSES - 1):
+        if len(moving) == 0:
+            break
+        old = JointFit(*(t[moving] for t in rows.fit))
+        signal = (rows.columns[moving].mT @ old.yields[..., None])[..., 0]
+        share = old.background / (old.background + signal).clamp(min=TINY)
+        cleaned = rows.data[moving] * share.clamp(max=LARGEST_SHARE)
+        model = plausible(net, cleaned, edges=edges, mask=mask[moving])
+        new = _fitted(rows.data[moving], rows.columns[moving], model, mask[moving])
+        for whole, part in zip(rows[2:5], new[2:5], strict=True):  # model, fit, without
+            for kept, changed in zip(whole, part, strict=True):
+                kept[moving] = changed
+        moved = (new.fit.yields - old.yields)[:, 0].abs()
+        moving = moving[moved > SETTLED * new.fit.covariance[:, 0, 0].sqrt()]
+    return rows
+
+
+def _calibration(net: CalibratedNet, counts: Tensor, model: LocalModel, mask: Tensor) -> Tensor:
+    """Returns the factor that the calibration puts on the variance of the background, `(m, n_bins)`."""
+    weight = (~mask).to(counts)
+    log_rate = posterior_mode(model.log_mean, model.basis, counts, weight=weight)
+    return net.widening(log_rate, model.basis, weight=weight, mask=mask)
+
+
+def _of_calibration(rows: Rows, wider: Tensor, mask: Tensor) -> Tensor:
+    """Returns by how much that widens the error of each tested yield, `(r,)`."""
+    template = rows.columns[:, 0]
+    rate = rows.fit.background + rows.fit.yields[:, :1].clamp(min=0.0) * template
+    return yield_widening(wider, template, rate, weight=(~mask).to(rate), variance=rows.fit.covariance[:, 0, 0])
+
+
+def _absorption(rows: Rows, with_signal: Tensor, without: Tensor) -> Tensor:
+    """Returns by how much less significant signals are when the local models of the first pass count too, `(r,)`."""
+    alone = rows.without.nll - rows.fit.nll
+    both = torch.minimum(rows.without.nll, without) - torch.minimum(rows.fit.nll, with_signal)
+    ratio = (alone.clamp(min=TINY) / both.clamp(min=TINY)).sqrt()
+    return ratio.clamp(1.0, LARGEST_ABSORPTION)
