@@ -20,7 +20,7 @@ from __future__ import annotations
 __all__ = ["Chain", "ChainResult", "Rows"]
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from specfit.net.posterior import gaussian_prediction, posterior_mode
 from specfit.parallel import on_all_cores
 from specfit.search.hypotheses import SignalHypotheses
 from specfit.search.joint_fit import TINY, JointFit, fit_jointly
+from specfit.search.toys.chunks import digest
 
 # Signals above so many standard deviations are taken out of what the net sees, at most so many times.
 SEEN_ABOVE, MOST_PASSES = 0.5, 4
@@ -147,6 +148,13 @@ class Chain:
     def weight(self, like: Tensor) -> Tensor:
         """Returns 0 for bins that are left out and 1 for others, in the shape of `like`."""
         return (~self.mask).to(like).expand_as(like)
+
+    def identity(self) -> dict[str, Any]:
+        """Tells one search from another, whatever it is run on."""
+        return {
+            "net": digest(self.fitter.net.state_dict()),
+            "search": digest([self.edges, self.hypotheses.templates, self.known, self.mask]),
+        }
 
     def _summary(self, counts: Tensor) -> ChainResult:
         rows = self.rows(counts)
