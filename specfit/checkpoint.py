@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from specfit.errors import InputError
-from specfit.io.files import replacing, write_json
+from specfit.io.files import write_json
+from specfit.io.tensors import read_tensors, write_tensors
 from specfit.net import NETS, BackgroundNet
 from specfit.resources import folder
 
@@ -68,15 +67,14 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
         "edges": None if checkpoint.edges is None else checkpoint.edges.tolist(),
         "card": checkpoint.card,
     }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    weights = net.state_dict()
     if half:
         weights = {name: _to_half(name, tensor) for name, tensor in weights.items()}
     try:
         entry = json.dumps(header)
     except (TypeError, ValueError) as error:
         raise InputError(f"card: plain data that JSON can hold is expected ({error})") from None
-    with replacing(path) as temporary:
-        temporary.write_bytes(to_bytes(weights, metadata={"specfit": entry}))
+    write_tensors(path, entry, weights)
     write_json(path.with_suffix(".json"), checkpoint.card)
     return path
 
@@ -138,18 +136,16 @@ def is_half(path: str | Path | None = None) -> bool:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+        entry, weights = read_tensors(path)
+    except InputError as error:
         raise InputError(
             f"checkpoint: {path} is damaged or not a .safetensors file ({error}); "
             "name the checkpoint.safetensors of a run or leave the option out for the shipped net"
         ) from None
-    if "specfit" not in metadata:
+    if entry is None:
         raise InputError(f"checkpoint: {path} holds weights, but not of specfit (its header has no specfit entry)")
     try:
-        header: dict[str, Any] = dict(json.loads(metadata["specfit"]))
+        header: dict[str, Any] = dict(json.loads(entry))
     except (TypeError, ValueError) as error:
         raise InputError(f"checkpoint: {path} has a damaged specfit entry in its header ({error})") from None
     if header.get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""What every test shares: a seeded generator, the real spectra, the --slow option and the one table of tolerances."""
+"""What every test shares: a seeded generator, a task, spectra, the --slow option, the one table of tolerances."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,6 +6,8 @@ from types import MappingProxyType
 
 import pytest
 import torch
+
+import specfit
 
 TOLERANCE = MappingProxyType(
     {
@@ -66,3 +68,17 @@ def spectra_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("the published spectra (shared/data/spectra beside the repository) are absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fitter() -> specfit.SpectrumFitter:
+    """The shipped net of the reference task."""
+    return specfit.SpectrumFitter.from_checkpoint("reference")
+
+
+@pytest.fixture(scope="session")
+def task(fitter: specfit.SpectrumFitter) -> tuple[torch.Tensor, torch.Tensor]:
+    """A spectrum of the reference task and the background that it was drawn from, both `(50,)`."""
+    generator = specfit.SpectrumGenerator(fitter.edges, n_backgrounds=5)
+    batch = generator.sample(1, rng=torch.Generator().manual_seed(3))
+    return batch.counts[0].double(), batch.background[0].double()

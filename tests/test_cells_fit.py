@@ -1,9 +1,10 @@
 """Fits of cells against Minuit, dense algebra, simulated truth with pulls; starved cells; files; the command."""
 
+import functools
 import json
 import sys
 
-import hist
+import cells
 import numpy as np
 import pytest
 import torch
@@ -38,11 +39,7 @@ X = np.arange(N_MASS) / (N_MASS - 1)
 PEAK = np.exp(-0.5 * ((X - 0.5) / 0.08) ** 2) / np.exp(-0.5 * ((X - 0.5) / 0.08) ** 2).sum()
 
 
-def histogram(values, names=("eta", "pt", "mass")):
-    axes = [hist.axis.Regular(n, 0.0, 1.0, name=name) for n, name in zip(np.shape(values), names, strict=True)]
-    h = hist.Hist(*axes)
-    h[...] = values
-    return h
+histogram = functools.partial(cells.histogram, names=("eta", "pt", "mass"))
 
 
 def simulated(n_eta=3, n_pt=2, *, events=400.0, seed=5, background=20.0):
@@ -176,10 +173,10 @@ def test_pulls_of_a_thousand_toys_are_standard_normal(form):
     counts = random.poisson(np.broadcast_to(signal * norm + flat * truth, (n_toys, n_cells, N_MASS))).astype(float)
     names = ("toy", "cell", "mass")
     templates = {
-        process: histogram(np.broadcast_to(values, counts.shape), names)
+        process: histogram(np.broadcast_to(values, counts.shape), names=names)
         for process, values in (("signal", signal), ("background", flat))
     }
-    channel = Channel.of("z", templates, data=histogram(counts, names))
+    channel = Channel.of("z", templates, data=histogram(counts, names=names))
     shape = (
         AxisExp("z", "background", "mass", "cell,toy")
         if form == "exponential"
@@ -281,15 +278,17 @@ def test_abcd_predicts_the_signal_region_with_its_error():
     a, b, c = 400.0, 1600.0, 900.0
     values = np.array([[a], [b], [c], [10.0]])
     channel = Channel.of(
-        "c", {"qcd": histogram(np.ones((4, 1)), ("region", "mass"))}, data=histogram(values, ("region", "mass"))
+        "c",
+        {"qcd": histogram(np.ones((4, 1)), names=("region", "mass"))},
+        data=histogram(values, names=("region", "mass")),
     )
     signal = Channel.of(
         "s",
         {
-            "qcd": histogram(np.ones((1, 1)), ("region", "mass")),
-            "new": histogram(np.full((1, 1), 10.0), ("region", "mass")),
+            "qcd": histogram(np.ones((1, 1)), names=("region", "mass")),
+            "new": histogram(np.full((1, 1), 10.0), names=("region", "mass")),
         },
-        data=histogram(np.full((1, 1), 250.0), ("region", "mass")),
+        data=histogram(np.full((1, 1), 250.0), names=("region", "mass")),
         signals=["new"],
     )
     regions = {"A": "c:region=0", "B": "c:region=1", "C": "c:region=2", "D": "s:region=0"}
@@ -441,7 +440,7 @@ def test_a_mistake_in_a_file_is_named(folder, change, words):
 def test_root_histograms_get_their_axes_by_position(tmp_path):
     uproot = pytest.importorskip("uproot")
     with uproot.recreate(tmp_path / "h.root") as file:
-        file["s"] = histogram(np.ones((2, 3)), ("a", "b"))
+        file["s"] = histogram(np.ones((2, 3)), names=("a", "b"))
     content = {"channels": {"z": {"axes": ["eta", "mass"], "processes": {"s": "h.root:s"}}}}
     (tmp_path / "z.yaml").write_text(yaml.safe_dump(content | {"param_models": ["AxisNorm z s eta"]}))
     assert read_cells(tmp_path / "z.yaml").parameter_names == ("norm_s_eta0", "norm_s_eta1")

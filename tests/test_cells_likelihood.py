@@ -1,6 +1,8 @@
 """The likelihood of cells: derivatives against finite differences, Barlow-Beeston against a search, pyhf-like sums."""
 
-import hist
+import functools
+
+import cells
 import numpy as np
 import pytest
 import scipy.optimize
@@ -33,11 +35,7 @@ SHAPE = (2, 7, 3)
 NAMES = ("pt", "mass", "eta")
 
 
-def histogram(values, variances=None, names=NAMES):
-    axes = [hist.axis.Regular(n, 0.0, 1.0, name=name) for n, name in zip(np.shape(values), names, strict=True)]
-    h = hist.Hist(*axes, storage=hist.storage.Double() if variances is None else hist.storage.Weight())
-    h[...] = values if variances is None else np.stack([values, variances], -1)
-    return h
+histogram = functools.partial(cells.histogram, names=NAMES)
 
 
 def everything(*, weighted=True, empty=True, seed=1):

@@ -1,8 +1,10 @@
 """Parametric models in cells: names and bins in every order of axes, factors against their formulae, clear errors."""
 
+import functools
 import itertools
 import math
 
+import cells
 import hist
 import numpy as np
 import pytest
@@ -30,12 +32,7 @@ from specfit.stats.cells import (
 SHAPE = {"eta": 3, "mass": 5, "pt": 2, "charge": 2}
 
 
-def histogram(values, variances=None, names=tuple(SHAPE)):
-    axes = [hist.axis.Regular(n, 1.0, 2.0, name=name) for name, n in zip(names, np.shape(values), strict=True)]
-    weighted = variances is not None
-    h = hist.Hist(*axes, storage=hist.storage.Weight() if weighted else hist.storage.Double())
-    h[...] = np.stack([values, variances], -1) if weighted else values
-    return h
+histogram = functools.partial(cells.histogram, names=tuple(SHAPE), ends=(1.0, 2.0))
 
 
 @pytest.fixture

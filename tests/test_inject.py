@@ -13,27 +13,15 @@ from iminuit import Minuit
 from numpy.testing import assert_allclose
 from scipy.integrate import quad
 
-from specfit import InputError, Spectrum, SpectrumFitter, SpectrumGenerator
+from specfit import InputError, Spectrum
 from specfit.search import InjectionResult, inject
 from specfit.search import injection as module
 from specfit.search.alternatives import best_alternative, fit_log_linear
 from specfit.search.chain import Chain, ChainResult
+from specfit.search.scanning import fitted
 from specfit.shapes import quadrature
 
 MASSES = [700.0, 1300.0]
-
-
-@pytest.fixture(scope="module")
-def fitter():
-    return SpectrumFitter.from_checkpoint("reference")
-
-
-@pytest.fixture(scope="module")
-def task(fitter):
-    """A spectrum of the reference task and what it was drawn from."""
-    generator = SpectrumGenerator(fitter.edges, n_backgrounds=5)
-    batch = generator.sample(1, rng=torch.Generator().manual_seed(3))
-    return batch.counts[0].double(), batch.background[0].double()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +69,7 @@ def test_injected_yields_are_in_units_of_the_error_on_a_known_background(result,
 def test_pseudo_data_have_the_mean_of_background_and_signal(fitter, task):
     """What the chain is given, caught on the way: Poisson with the right mean, one background for all strengths."""
     counts, truth = task
-    _, fit = module.fitted(counts, None, checkpoint=fitter, mask=None)
+    _, fit = fitted(counts, None, checkpoint=fitter, mask=None)
     chain = module.injection_chain(fitter, fit, truth, mass=[700.0])
     seen = []
 

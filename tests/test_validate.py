@@ -12,13 +12,13 @@ import scipy.stats
 import torch
 from numpy.testing import assert_allclose
 
-from specfit import InputError, Spectrum, SpectrumFitter, SpectrumGenerator, cli
+from specfit import InputError, Spectrum, cli
 from specfit.search import Criterion, InjectionResult, ToyStudy, ValidationSheet, validate
 from specfit.search.criteria import criteria_of_toys
-from specfit.search.injection import fitted
-from specfit.search.scanning import make_chain
+from specfit.search.excess import largest_excess
+from specfit.search.scanning import fitted, make_chain
 from specfit.search.sheet_page import page
-from specfit.search.validation import BackgroundToys, largest_excess
+from specfit.search.validation import BackgroundToys
 
 MASSES = [700.0, 1300.0]
 EDGES = torch.linspace(100.0, 200.0, 11).double()
@@ -33,18 +33,6 @@ OF_TOYS = {
     "Coverage of one standard error",
     "Global p-values of pseudo-data",
 }
-
-
-@pytest.fixture(scope="module")
-def fitter():
-    return SpectrumFitter.from_checkpoint("reference")
-
-
-@pytest.fixture(scope="module")
-def task(fitter):
-    generator = SpectrumGenerator(fitter.edges, n_backgrounds=5)
-    batch = generator.sample(1, rng=torch.Generator().manual_seed(3))
-    return batch.counts[0].double(), batch.background[0].double()
 
 
 @pytest.fixture(scope="module")

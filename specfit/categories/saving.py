@@ -11,9 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from specfit.categories.base import Bins
@@ -21,7 +18,7 @@ from specfit.categories.history import History
 from specfit.categories.mixture import GaussianMixtureBins
 from specfit.categories.sigmoid import SigmoidBins
 from specfit.errors import InputError
-from specfit.io.files import replacing
+from specfit.io.tensors import read_tensors, write_tensors
 
 BINS: dict[str, type[Bins]] = {"sigmoid": SigmoidBins, "gaussian_mixture": GaussianMixtureBins}
 """Every kind of categories by the name that files know it by; add your own here."""
@@ -37,8 +34,7 @@ def save_bins(bins: Bins, path: str | Path) -> Path:
     name = next((name for name, kind in BINS.items() if type(bins) is kind), None)
     if name is None:
         raise InputError(f"bins: {type(bins).__name__} is not one of {', '.join(BINS)}; add it to BINS")
-    weights = {key: value.detach().cpu().contiguous() for key, value in bins.state_dict().items()}
-    return _write(path, weights, {"kind": "categories", "name": name, "arguments": bins.arguments})
+    return _write(path, bins.state_dict(), {"kind": "categories", "name": name, "arguments": bins.arguments})
 
 
 def load_bins(path: str | Path) -> Bins:
@@ -60,9 +56,7 @@ def load_bins(path: str | Path) -> Bins:
 
 def save_history(history: History, path: str | Path) -> Path:
     """Writes the course of a training; the path ends in `.safetensors`."""
-    return _write(
-        path, {key: value.cpu().contiguous() for key, value in history.tensors().items()}, {"kind": "history"}
-    )
+    return _write(path, history.tensors(), {"kind": "history"})
 
 
 def load_history(path: str | Path) -> History:
@@ -83,9 +77,7 @@ def _write(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any])
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"path: a name that ends in .safetensors is expected, {path.name} came")
-    content = to_bytes(tensors, metadata={"specfit": json.dumps({"format": FORMAT, **header})})
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_tensors(path, json.dumps({"format": FORMAT, **header}), tensors)
     return path
 
 
@@ -94,10 +86,9 @@ def _read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("specfit", "null"))
-            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+        entry, tensors = read_tensors(path)
+        header = json.loads("null" if entry is None else entry)
+    except ValueError as error:
         raise InputError(f"{path}: damaged or not a .safetensors file ({error})") from None
     if not isinstance(header, dict) or header.get("kind") != kind or header.get("format") != FORMAT:
         raise InputError(f"{path}: a specfit file of {kind}, format {FORMAT}, is expected, something else came")

@@ -18,7 +18,8 @@ from specfit import __version__
 from specfit.cli.categorizing import categorize
 from specfit.cli.fitting import fit, with_joined_words
 from specfit.cli.learning import generate, train
-from specfit.cli.predicting import BESIDE_THE_OUTPUT, predict
+from specfit.cli.options import BESIDE_THE_OUTPUT
+from specfit.cli.predicting import predict
 from specfit.cli.searching import scan
 from specfit.cli.terminal import one_line
 from specfit.cli.validating import validate

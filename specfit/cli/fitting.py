@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from specfit.cli.predicting import BESIDE_THE_OUTPUT
+from specfit.cli.options import BESIDE_THE_OUTPUT
 from specfit.errors import InputError
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BESIDE_THE_OUTPUT", "predict"]
+__all__ = ["predict"]
 
 import json
 from pathlib import Path
@@ -10,26 +10,17 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from specfit.cli.terminal import numbers, progress_bar
+from specfit.cli.options import BESIDE_THE_OUTPUT, AsJson, Checkpoint, Counts, Edges, Mask, edges_of, windows_of
+from specfit.cli.terminal import print_rows, print_written, progress_bar
 from specfit.errors import InputError
 
-BESIDE_THE_OUTPUT = "beside the output"
-"""Stands for `--plot` without a path."""
 ROWS_SHOWN = 10
 
 
 def predict(
-    spectrum: Annotated[
-        str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")
-    ],
-    edges: Annotated[
-        str | None,
-        typer.Option(help="Bin edges where the file has none: `lo:hi:n`, `lo:hi:n:log` or a file.", metavar="EDGES"),
-    ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint, a run's folder, or `any_binning`; else the shipped net."),
-    ] = None,
+    spectrum: Counts,
+    edges: Edges = None,
+    checkpoint: Checkpoint = None,
     out: Annotated[
         str | None, typer.Option(help="Where the background goes; else beside FILE as NAME_background.")
     ] = None,
@@ -37,15 +28,12 @@ def predict(
         str | None,
         typer.Option(metavar="[PATH]", help="Draw data, background and pulls; without PATH beside the output."),
     ] = None,
-    mask: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LO:HI", help="Leave out the bins of this window (to blind it, say); may be repeated."),
-    ] = None,
+    mask: Mask = None,
     refit: Annotated[
         str, typer.Option(metavar="RULE", help="What masks a signal before the last fit: `windows` or `talk`.")
     ] = "windows",
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Fit the data as they are.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fit the background of a spectrum (or of every row of a 2-d array).
 
@@ -58,7 +46,7 @@ def predict(
 
     target = _target(spectrum, out)
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
-    options = _fit_options(edges, mask, None if no_refit else refit)
+    options = {"edges": edges_of(edges), "mask": windows_of(mask), "refit": None if no_refit else refit}
     answer = _predict_many if is_large(spectrum) else _predict_few
     try:
         answer(fitter, spectrum, target, options, plot=plot, as_json=as_json)
@@ -71,14 +59,6 @@ def _target(source: str, out: str | None) -> str:
     if Path(target).resolve() == Path(source).resolve():
         raise InputError(f"--out: {target} is the input itself; choose another name")
     return target
-
-
-def _fit_options(edges: str | None, mask: list[str] | None, refit: str | None) -> dict[str, Any]:
-    """Makes of words what `SpectrumFitter.fit` takes."""
-    from specfit import io
-
-    windows = [numbers("mask", text, ":", 2) for text in mask or []]
-    return {"edges": None if edges is None else io.parse_edges(edges), "mask": windows, "refit": refit}
 
 
 def _predict_few(
@@ -125,8 +105,7 @@ def _predict_many(
     rows = summary | {"largest excesses": ", ".join(f"{x['sigma']:+.2f} (row {x['spectrum']})" for x in largest)}
     for name, value in rows.items():
         print(f"{name.replace('_', ' '):20} {value}")
-    for name, path in written.items():
-        print(f"{name} written to {path}")
+    print_written(written)
 
 
 def _beside(source: str) -> str:
@@ -148,25 +127,25 @@ def _save_picture(fit: Any, target: str, plot: str) -> str:
 
 
 def _print_table(summary: list[dict[str, Any]], written: dict[str, str]) -> None:
+    if len(summary) == 1:
+        print_rows(_rows(summary[0]))
+    else:
+        _print_one_line_each(summary)
+    print_written(written)
+
+
+def _print_one_line_each(summary: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
-    if len(summary) == 1:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name, value in _rows(summary[0]).items():
-            table.add_row(name, value)
-    else:
-        table = Table(box=None, pad_edge=False)
-        for name in ("spectrum", *_rows(summary[0])):
-            table.add_column(name, overflow="fold")
-        for i, one in enumerate(summary[:ROWS_SHOWN]):
-            table.add_row(str(i), *_rows(one).values())
-    console.print(table)
+    table = Table(box=None, pad_edge=False)
+    for name in ("spectrum", *_rows(summary[0])):
+        table.add_column(name, overflow="fold")
+    for i, one in enumerate(summary[:ROWS_SHOWN]):
+        table.add_row(str(i), *_rows(one).values())
+    Console(highlight=False, soft_wrap=True).print(table)
     if len(summary) > ROWS_SHOWN:
-        console.print(f"... and {len(summary) - ROWS_SHOWN} more spectra; --json prints them all")
-    for name, path in written.items():
-        console.print(f"{name} written to {path}")
+        print(f"... and {len(summary) - ROWS_SHOWN} more spectra; --json prints them all")
 
 
 def _rows(one: dict[str, Any]) -> dict[str, str]:

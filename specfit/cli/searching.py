@@ -6,60 +6,69 @@ __all__ = ["scan"]
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from specfit.cli.terminal import numbers, progress_bar
+from specfit.cli.options import (
+    BESIDE_THE_OUTPUT,
+    AsJson,
+    Checkpoint,
+    Counts,
+    Edges,
+    Mask,
+    Scheduler,
+    Seed,
+    Store,
+    Workers,
+    edges_of,
+    windows_of,
+)
+from specfit.cli.terminal import beside, numbers, print_rows, print_written, progress_bar
 from specfit.errors import InputError
 
 ROWS_SHOWN = 10
 
+Widths = Annotated[
+    str, typer.Option(metavar="SHARE[,SHARE]", help="Standard deviation of the signal as a share of the mass.")
+]
+Resolution = Annotated[
+    float | None, typer.Option(help="The same for every mass, in the unit of the edges, instead of a share.")
+]
+Masses = Annotated[str | None, typer.Option(metavar="LO:HI:N", help="Masses to try; else steps of half a width.")]
+Known = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MASS:SIGMA", help="A peak that is fitted beside every hypothesis; may be repeated."),
+]
+Toys = Annotated[int, typer.Option(help="Pseudo-experiments of the whole chain for the global p-value.", min=0)]
+Level = Annotated[float, typer.Option(help="Confidence level of the limits.")]
+Out = Annotated[
+    str | None, typer.Option(help="Where the table goes, `.csv` or `.json`; else beside FILE as NAME_scan.csv.")
+]
+Plot = Annotated[
+    str | None,
+    typer.Option(metavar="[PATH]", help="Draw the best window, local p-values and limits; else beside the table."),
+]
+
 
 def scan(
-    spectrum: Annotated[
-        str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")
-    ],
-    edges: Annotated[
-        str | None,
-        typer.Option(help="Bin edges where the file has none: `lo:hi:n`, `lo:hi:n:log` or a file.", metavar="EDGES"),
-    ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint, a run's folder, or `any_binning`; else the shipped net."),
-    ] = None,
-    width: Annotated[
-        str, typer.Option(metavar="SHARE[,SHARE]", help="Standard deviation of the signal as a share of the mass.")
-    ] = "0.05",
-    resolution: Annotated[
-        float | None, typer.Option(help="The same for every mass, in the unit of the edges, instead of a share.")
-    ] = None,
-    mass: Annotated[
-        str | None, typer.Option(metavar="LO:HI:N", help="Masses to try; else steps of half a width.")
-    ] = None,
-    known: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MASS:SIGMA", help="A peak that is fitted beside every hypothesis; may be repeated."),
-    ] = None,
-    mask: Annotated[
-        list[str] | None, typer.Option(metavar="LO:HI", help="Leave out the bins of this window; may be repeated.")
-    ] = None,
-    toys: Annotated[int, typer.Option(help="Pseudo-experiments of the whole chain for the global p-value.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Decides the pseudo-experiments.")] = 1,
-    workers: Annotated[int, typer.Option(help="Processes for them.", min=1)] = 1,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
-    store: Annotated[
-        str | None, typer.Option(help="Folder that keeps what is done; the same command goes on there.")
-    ] = None,
-    level: Annotated[float, typer.Option(help="Confidence level of the limits.")] = 0.95,
-    out: Annotated[
-        str | None, typer.Option(help="Where the table goes, `.csv` or `.json`; else beside FILE as NAME_scan.csv.")
-    ] = None,
-    plot: Annotated[
-        str | None,
-        typer.Option(metavar="[PATH]", help="Draw the best window, local p-values and limits; else beside the table."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+    spectrum: Counts,
+    edges: Edges = None,
+    checkpoint: Checkpoint = None,
+    width: Widths = "0.05",
+    resolution: Resolution = None,
+    mass: Masses = None,
+    known: Known = None,
+    mask: Mask = None,
+    toys: Toys = 0,
+    seed: Seed = 1,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    store: Store = None,
+    level: Level = 0.95,
+    out: Out = None,
+    plot: Plot = None,
+    as_json: AsJson = False,
 ) -> None:
     """Look for a signal at every mass; background and signal are fitted together.
 
@@ -68,70 +77,96 @@ def scan(
 
     Example: `specfit scan hist.npy --edges 250:3000:50:log --width 0.02,0.05 --toys 1000 --plot`
     """
-    from specfit import io
     from specfit.inference import SpectrumFitter
 
     options: dict[str, Any] = {
         "width": numbers("width", width, ",", None) if resolution is None else _constant(resolution),
         "mass": None if mass is None else _grid(mass),
         "known": [tuple(numbers("known", text, ":", 2)) for text in known or []],
-        "mask": [numbers("mask", text, ":", 2) for text in mask or []],
+        "mask": windows_of(mask),
         "seed": seed,
         "store": store,
         "checkpoint": SpectrumFitter.from_checkpoint(checkpoint),
+        "edges": edges_of(edges),
     }
-    limits = None if edges is None else io.parse_edges(edges)
-    target = Path(out or _beside(spectrum))
-    if _is_batch(spectrum):
-        if toys or scheduler or workers > 1:
-            raise InputError("--toys: a file of many spectra gets its global p-values from correlations; leave it out")
-        _scan_many(spectrum, limits, options, target, plot, as_json=as_json)
-        return
+    output = _Output(spectrum, Path(out) if out else beside(spectrum, "_scan.csv"), plot, as_json)
+    if not _is_batch(spectrum):
+        _scan_one(output, options | {"n_toys": toys, "workers": workers, "scheduler": scheduler, "level": level})
+    elif toys or scheduler or workers > 1:
+        raise InputError("--toys: a file of many spectra gets its global p-values from correlations; leave it out")
+    else:
+        _scan_many(output, options)
+
+
+class _Output(NamedTuple):
+    """What was asked for, whatever is found."""
+
+    source: str
+    table: Path
+    plot: str | None
+    as_json: bool
+
+    def place_of_picture(self, default: Path) -> Path:
+        """Returns where the picture goes, `default` if it was not said."""
+        return default if self.plot is None or self.plot == BESIDE_THE_OUTPUT else Path(self.plot)
+
+    def print_json(self, summary: dict[str, Any], written: dict[str, str]) -> None:
+        print(json.dumps({"input": self.source, **written, "scan": summary}, indent=2))
+
+
+def _scan_one(output: _Output, options: dict[str, Any]) -> None:
+    """Searches one spectrum."""
     from specfit.search import scan as scan_one
 
-    options |= {"n_toys": toys, "workers": workers, "scheduler": scheduler, "level": level, "progress": True}
-    result = scan_one(spectrum, limits, **options)
-    written = {"table": str(result.save(target))}
-    if plot is not None:
-        written["picture"] = _save(result, target if plot == _beside_the_output() else Path(plot))
-    if as_json:
-        print(json.dumps({"input": spectrum, **written, "scan": result.summary()}, indent=2))
+    result = scan_one(output.source, **options, progress=True)
+    written = {"table": str(result.save(output.table))}
+    if output.plot is not None:
+        written["picture"] = _save(result, output.place_of_picture(output.table))
+    if output.as_json:
+        output.print_json(result.summary(), written)
     else:
-        _print_table(_rows(result.summary()), written)
+        print_rows(_rows(result.summary()))
+        print_written(written)
     if not result.converged:
         raise typer.Exit(1)
 
 
-def _scan_many(
-    source: str, edges: Any, options: dict[str, Any], target: Path, plot: str | None, *, as_json: bool
-) -> None:
+def _scan_many(output: _Output, options: dict[str, Any]) -> None:
     """Searches every row of a file."""
-    import numpy as np
-
-    from specfit.search import scan as scan_one
     from specfit.search import scan_many
 
     with progress_bar("spectra", 1) as update:
-        found = scan_many(source, edges, progress=update, **options)
-    written = {"table": str(found.save(target))}
-    if plot is not None:
-        folder = target.with_suffix("") if plot == _beside_the_output() else Path(plot)
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = np.load(source, mmap_mode="r", allow_pickle=False)
-        for rank, index in enumerate(found.ranking[:ROWS_SHOWN], 1):
-            one = scan_one(np.asarray(rows[index]), edges, **{**options, "store": None})
-            _save(one, folder / f"{rank:02d}_spectrum_{index}.png")
+        found = scan_many(output.source, progress=update, **options)
+    written = {"table": str(found.save(output.table))}
+    if output.plot is not None:
+        folder = output.place_of_picture(output.table.with_suffix(""))
+        _draw_best(output.source, [int(i) for i in found.ranking[:ROWS_SHOWN]], folder, options)
         written["pictures"] = str(folder)
-    summary = found.summary()
-    if as_json:
-        print(json.dumps({"input": source, **written, "scan": summary}, indent=2))
-        return
+    if output.as_json:
+        output.print_json(found.summary(), written)
+    else:
+        _print_many(found.summary())
+        print_written(written)
+
+
+def _draw_best(source: str, ranking: list[int], folder: Path, options: dict[str, Any]) -> None:
+    """Searches the best rows again, one by one, and draws each."""
+    import numpy as np
+
+    from specfit.search import scan as scan_one
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = np.load(source, mmap_mode="r", allow_pickle=False)
+    for rank, index in enumerate(ranking, 1):
+        one = scan_one(np.asarray(rows[index]), **{**options, "store": None})
+        _save(one, folder / f"{rank:02d}_spectrum_{index}.png")
+
+
+def _print_many(summary: dict[str, Any]) -> None:
     top = summary.pop("top")
     above = ", ".join(f"{n} above {level} sigma" for level, n in summary.pop("above").items())
-    _print_table({name.replace("_", " "): f"{value:.6g}" for name, value in summary.items()} | {"local": above}, {})
+    print_rows({name.replace("_", " "): f"{value:.6g}" for name, value in summary.items()} | {"local": above})
     _print_ranking(top)
-    for name, path in written.items():
-        print(f"{name} written to {path}")
 
 
 def _rows(summary: dict[str, Any]) -> dict[str, str]:
@@ -152,18 +187,6 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _print_table(rows: dict[str, str], written: dict[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for row in rows.items():
-        table.add_row(*row)
-    Console(highlight=False, soft_wrap=True).print(table)
-    for name, path in written.items():
-        print(f"{name} written to {path}")
-
-
 def _print_ranking(top: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -181,17 +204,6 @@ def _save(result: Any, path: Path) -> str:
     from specfit import plots
 
     return str(plots.save(result.plot(), path.with_suffix(".png") if path.suffix in (".csv", ".json") else path))
-
-
-def _beside(source: str) -> str:
-    path = Path(source.partition(".root:")[0])
-    return str(path.with_name(f"{path.stem}_scan.csv"))
-
-
-def _beside_the_output() -> str:
-    from specfit.cli.predicting import BESIDE_THE_OUTPUT
-
-    return BESIDE_THE_OUTPUT
 
 
 def _is_batch(source: str) -> bool:

@@ -1,8 +1,11 @@
-"""What the commands share: progress bars, numbers from words, one line for an error."""
+"""What the commands share: progress bars, numbers from words, short tables, one line for an error."""
 
 from __future__ import annotations
 
-__all__ = ["changing_bar", "numbers", "one_line", "progress_bar", "range_of"]
+__all__ = ["beside", "changing_bar", "numbers", "one_line", "print_rows", "print_written", "progress_bar", "range_of"]
+
+from collections.abc import Mapping
+from pathlib import Path
 
 from specfit.errors import InputError
 from specfit.progress import changing_bar, progress_bar
@@ -33,3 +36,26 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split())
+
+
+def beside(source: str, ending: str) -> Path:
+    """Names an output after its input: `hist.npy` and `_scan.csv` give `hist_scan.csv`."""
+    path = Path(source.partition(".root:")[0])
+    return path.with_name(f"{path.stem}{ending}")
+
+
+def print_rows(rows: Mapping[str, str]) -> None:
+    """Prints names and values as a table of two columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for row in rows.items():
+        table.add_row(*row)
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def print_written(written: Mapping[str, str]) -> None:
+    """Says which files were written."""
+    for name, path in written.items():
+        print(f"{name} written to {path}")

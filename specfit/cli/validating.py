@@ -11,49 +11,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specfit.cli.terminal import numbers
+from specfit.cli.options import Checkpoint, Counts, Edges, Mask, Scheduler, Seed, Store, Workers, edges_of, windows_of
+from specfit.cli.terminal import beside, numbers
 
 if TYPE_CHECKING:
     from specfit.search import ValidationSheet
 
 VERDICTS = {True: "pass", False: "FAIL", None: "told"}
 
+Widths = Annotated[str, typer.Option(metavar="W,...", help="Widths of the signals, as shares of their mass.")]
+Masses = Annotated[
+    str | None, typer.Option(metavar="M,...", help="Masses of the injected signals; else five through the range.")
+]
+Toys = Annotated[int, typer.Option(help="Pseudo-experiments for each background and each signal on it.")]
+Out = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Where the sheet goes; else beside FILE as NAME_validation.")
+]
+SheetAsJson = Annotated[bool, typer.Option("--json", help="Print the sheet as JSON instead of a table.")]
+
 
 def validate(
-    spectrum: Annotated[
-        str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")
-    ],
-    edges: Annotated[
-        str | None,
-        typer.Option(help="Bin edges where the file has none: `lo:hi:n`, `lo:hi:n:log` or a file.", metavar="EDGES"),
-    ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint, a run's folder, or `any_binning`; else the shipped net."),
-    ] = None,
-    width: Annotated[
-        str, typer.Option(metavar="W,...", help="Widths of the signals, as shares of their mass.")
-    ] = "0.05",
-    mass: Annotated[
-        str | None, typer.Option(metavar="M,...", help="Masses of the injected signals; else five through the range.")
-    ] = None,
-    mask: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LO:HI", help="Leave out the bins of this window; may be repeated."),
-    ] = None,
-    toys: Annotated[int, typer.Option(help="Pseudo-experiments for each background and each signal on it.")] = 100,
-    seed: Annotated[int, typer.Option(help="Decides the pseudo-experiments.")] = 1,
-    workers: Annotated[int, typer.Option(help="Processes for them.")] = 1,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, whose workers are used instead.")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Keep the pseudo-experiments; the same command goes on there.")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where the sheet goes; else beside FILE as NAME_validation.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the sheet as JSON instead of a table.")] = False,
+    spectrum: Counts,
+    edges: Edges = None,
+    checkpoint: Checkpoint = None,
+    width: Widths = "0.05",
+    mass: Masses = None,
+    mask: Mask = None,
+    toys: Toys = 100,
+    seed: Seed = 1,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+    store: Store = None,
+    out: Out = None,
+    as_json: SheetAsJson = False,
 ) -> None:
     """Test whether the background model may be used for a search in this spectrum.
 
@@ -62,15 +52,15 @@ def validate(
 
     Example: `specfit validate hist.npy --edges 250:3000:50:log --width 0.03,0.05 --toys 100`
     """
-    from specfit import io, search
+    from specfit import search
 
     sheet = search.validate(
         spectrum,
-        None if edges is None else io.parse_edges(edges),
+        edges_of(edges),
         checkpoint=checkpoint,
         width=numbers("width", width, ",", None),
         mass=None if mass is None else numbers("mass", mass, ",", None),
-        mask=[numbers("mask", text, ":", 2) for text in mask or []],
+        mask=windows_of(mask),
         n_toys=toys,
         seed=seed,
         workers=workers,
@@ -78,19 +68,13 @@ def validate(
         store=store,
         progress=True,
     )
-    written = sheet.save(out or _beside(spectrum), title=Path(spectrum).name)
+    written = sheet.save(out or beside(spectrum, "_validation"), title=Path(spectrum).name)
     if as_json:
         print(json.dumps({"input": spectrum, "sheet": str(written), **sheet.to_dict()}, indent=2))
     else:
         _print_table(sheet, written)
     if not sheet.passed:
         raise typer.Exit(1)
-
-
-def _beside(source: str) -> Path:
-    """Names the folder after the input: `hist.npy` to `hist_validation`."""
-    path = Path(source.partition(".root:")[0])
-    return path.with_name(f"{path.stem}_validation")
 
 
 def _print_table(sheet: ValidationSheet, written: Path) -> None:

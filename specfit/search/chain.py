@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["Chain", "ChainResult"]
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
 from specfit.net import CalibratedNet, LocalModel
 from specfit.parallel import on_all_cores
+from specfit.search.toys.chunks import digest
 from specfit.signal.extraction import Rows, extract, plausible
 from specfit.signal.hypotheses import SignalHypotheses
 
@@ -92,6 +93,13 @@ class Chain:
                 "signal is fitted beside; take a net=learned_basis or net=any_binning"
             )
         return net
+
+    def identity(self) -> dict[str, Any]:
+        """Tells one search from another, whatever it is run on."""
+        return {
+            "net": digest(self.fitter.net.state_dict()),
+            "search": digest([self.edges, self.hypotheses.templates, self.known, self.mask]),
+        }
 
     def _summary(self, counts: Tensor) -> ChainResult:
         rows = self.rows(counts)

@@ -34,8 +34,8 @@ from specfit.inference import SpectrumFitter
 from specfit.masks import left_out_bins
 from specfit.search.chain import Chain
 from specfit.search.injection_result import InjectionResult
-from specfit.search.pseudo_experiments import Report, run_pseudo_experiments
-from specfit.search.scanning import LEAST_SEEN, make_chain
+from specfit.search.pseudo_experiments import Report, Running
+from specfit.search.scanning import LEAST_SEEN, fitted, make_chain
 from specfit.search.toys.chunks import digest
 from specfit.signal.hypotheses import Width, gaussian_hypotheses
 
@@ -102,29 +102,9 @@ def inject(
     fitter, fit = fitted(spectrum, edges, checkpoint=checkpoint, mask=mask)
     background = expected_background(fit, truth)
     chain = injection_chain(fitter, fit, background, mass=mass, width=width, mask=mask)
-    return inject_into(
-        chain,
-        background,
-        unit=float(fit.spectrum.content_per_event),
-        strength=strength,
-        n_toys=n_toys,
-        seed=seed,
-        workers=workers,
-        scheduler=scheduler,
-        store=store,
-        progress=progress,
-    )
-
-
-def fitted(
-    spectrum: Any, edges: ArrayLike | None, *, checkpoint: str | Path | SpectrumFitter | None, mask: ArrayLike | None
-) -> tuple[SpectrumFitter, BackgroundFit]:
-    """Fits one spectrum (arguments as for `inject`)."""
-    fitter = checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
-    fit = fitter.fit(spectrum, edges, mask=mask)
-    if fit.spectrum.is_batch:
-        raise InputError(f"spectrum: one is expected, {len(fit.spectrum.counts)} came; take them one at a time")
-    return fitter, fit
+    running = Running(seed=seed, workers=workers, scheduler=scheduler, store=store, progress=progress)
+    unit = float(fit.spectrum.content_per_event)
+    return inject_into(chain, background, unit=unit, strength=strength, n_toys=n_toys, running=running)
 
 
 def expected_background(fit: BackgroundFit, truth: ArrayLike | None) -> Tensor:
@@ -186,11 +166,7 @@ def inject_into(
     unit: float = 1.0,
     strength: Sequence[float] = STRENGTHS,
     n_toys: int = 200,
-    seed: int = 1,
-    workers: int = 1,
-    scheduler: str | None = None,
-    store: str | Path | None = None,
-    progress: bool | Report = False,
+    running: Running | None = None,
 ) -> InjectionResult:
     """Injects the signals of a chain into a background (see `inject`).
 
@@ -198,13 +174,9 @@ def inject_into(
         chain: From `injection_chain`.
         background: Expected events, shape `(n_bins,)`.
         unit: Content that one event stands for.
-        strength: As for `inject`, like the others.
-        n_toys: Number of pseudo-experiments.
-        seed: Of these.
-        workers: Processes.
-        scheduler: Address of a Dask scheduler.
-        store: Folder that keeps the pseudo-experiments.
-        progress: Whether to draw a bar, or a function.
+        strength: As for `inject`.
+        n_toys: Pseudo-experiments for each signal and strength.
+        running: How they are run.
     """
     strengths = as_float64(strength, "strength").flatten()
     if len(strengths) == 0 or not strengths.isfinite().all() or (strengths < 0).any():
@@ -212,16 +184,8 @@ def inject_into(
     if n_toys < 2:
         raise InputError(f"n_toys: at least 2 are expected, {n_toys} came; a spread needs two, a test a hundred")
     sigma0 = known_background_error(chain.hypotheses.templates, background, ~chain.mask)
-    drawn = run_pseudo_experiments(
-        Injected(chain, background, strengths * sigma0[:, None]),
-        n_toys,
-        seed=seed,
-        chunk_size=CHUNK,
-        workers=workers,
-        scheduler=scheduler,
-        store=store,
-        progress=progress,
-    ).values
+    job = Injected(chain, background, strengths * sigma0[:, None])
+    drawn = (running or Running()).values(job, n_toys, chunk_size=CHUNK)
     return InjectionResult(
         edges=chain.edges,
         truth=background * unit,
@@ -278,11 +242,9 @@ class Injected:
 
     def identity(self) -> dict[str, Any]:
         """Tells one job from another."""
-        chain = self.chain
         return {
             "job": "injected signals",
-            "net": digest(chain.fitter.net.state_dict()),
-            "search": digest([chain.edges, chain.hypotheses.templates, chain.known, chain.mask]),
+            **self.chain.identity(),
             "background": digest(self.background),
             "injected": digest(self.injected),
         }

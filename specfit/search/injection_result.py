@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from specfit import plots
-from specfit.errors import InputError
-from specfit.io.files import replacing, write_json
+from specfit.io.files import write_json
+from specfit.search.tables import checked_ending, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,16 +151,8 @@ class InjectionResult:
         Raises:
             InputError: Another ending.
         """
-        target = Path(path)
-        if target.suffix not in ENDINGS:
-            raise InputError(f"{target}: a name ending in {' or '.join(ENDINGS)} is expected")
-        if target.suffix == ".json":
-            return write_json(target, self.to_dict())
-        columns = self.table()
-        rows = (",".join(f"{x:.10g}" for x in row) for row in zip(*columns.values(), strict=True))
-        with replacing(target) as temporary:
-            temporary.write_text("\n".join([",".join(columns), *rows]) + "\n")
-        return target
+        target = checked_ending(path, ENDINGS)
+        return write_json(target, self.to_dict()) if target.suffix == ".json" else write_csv(target, self.table())
 
     def plot(self, *, x_label: str = "x") -> Figure:
         """Draws bias against mass, fitted against injected yields and the pulls."""

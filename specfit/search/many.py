@@ -9,7 +9,6 @@ from __future__ import annotations
 
 __all__ = ["FOUND", "ManyScans", "scan_many"]
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,16 @@ from specfit.arrays import ArrayLike
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter
-from specfit.io.files import check_readable, replacing
+from specfit.io.files import check_readable, replacing, write_json
 from specfit.parallel import on_all_cores
-from specfit.randomness import independent_rng
 from specfit.search.chain import Chain
-from specfit.search.scanning import make_chain
+from specfit.search.excess import global_p_of_largest
+from specfit.search.scanning import find_fitter, make_chain
+from specfit.search.tables import checked_ending, write_csv
 from specfit.search.toys.chunks import Chunk, chunks_of, digest
 from specfit.search.toys.software import software
 from specfit.search.toys.store import SOFTWARE, open_store
 from specfit.signal.hypotheses import SignalHypotheses, Width
-from specfit.signal.look_elsewhere import global_p_value_of_maximum, significance_vectors
 
 CHUNK = 256
 # Samples of the field of significances for each global p-value, and spectra that one thread takes at a time.
@@ -99,21 +98,15 @@ class ManyScans:
         Raises:
             InputError: Another ending.
         """
-        target = Path(path)
-        if target.suffix not in ENDINGS:
-            raise InputError(f"{target}: a name ending in {', '.join(ENDINGS)} is expected")
-        with replacing(target) as temporary:
-            if target.suffix == ".npz":
-                with temporary.open("wb") as stream:
-                    np.savez(stream, **self.table)  # type: ignore[arg-type]
-            elif target.suffix == ".json":
-                rows = [self.row(i) for i in self.ranking]
-                temporary.write_text(json.dumps({"summary": self.summary(), "spectra": rows}, indent=2) + "\n")
-            else:
-                rows = [self.row(i) for i in self.ranking]
-                lines = (",".join(f"{value:.10g}" for value in row.values()) for row in rows)
-                temporary.write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
-        return target
+        target = checked_ending(path, ENDINGS)
+        if target.suffix == ".npz":
+            with replacing(target) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, **self.table)  # type: ignore[arg-type]
+            return target
+        rows = [self.row(i) for i in self.ranking]
+        if target.suffix == ".json":
+            return write_json(target, {"summary": self.summary(), "spectra": rows})
+        return write_csv(target, {name: [row[name] for row in rows] for name in rows[0]})
 
 
 def scan_many(
@@ -149,7 +142,7 @@ def scan_many(
     Raises:
         InputError: A row is no spectrum (the message says which), or an argument cannot be used.
     """
-    fitter = checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
+    fitter = find_fitter(checkpoint)
     rows, limits = _rows(spectra, edges, fitter)
     searcher = _Searcher(fitter, limits, mask, seed)
     first = searcher.fit(rows, Chunk(0, 0, 1))
@@ -213,9 +206,8 @@ class _Searcher:
 
     def _global_p(self, chain: Chain, z: Tensor, background: Tensor, counts: Tensor) -> Tensor:
         basis = chain.local_model(counts).basis
-        vectors = significance_vectors(background, basis, chain.hypotheses.templates, chain.weight(counts))
-        rng = independent_rng((self.seed, 0))
-        return global_p_value_of_maximum(z, vectors, rng=rng, samples=SAMPLES)
+        seed = (self.seed, 0)
+        return global_p_of_largest(chain, z, counts, rate=background, basis=basis, seed=seed, samples=SAMPLES)
 
 
 def _rows(spectra: Any, edges: ArrayLike | None, fitter: SpectrumFitter) -> tuple[Any, ArrayLike | None]:
@@ -243,8 +235,7 @@ def _card(chain: Chain, rows: Any, seed: int) -> dict[str, Any]:
         "job": "scan of many spectra",
         "spectra": list(rows.shape),
         "data": digest(probe),
-        "net": digest(chain.fitter.net.state_dict()),
-        "search": digest([chain.edges, chain.hypotheses.templates, chain.known, chain.mask]),
+        **chain.identity(),
         "seed": seed,
         SOFTWARE: software(),
     }

@@ -15,9 +15,10 @@ for the `identity()` of a job.
 
 from __future__ import annotations
 
-__all__ = ["Job", "PseudoExperiments", "digest", "run_pseudo_experiments"]
+__all__ = ["Job", "PseudoExperiments", "Running", "digest", "run_pseudo_experiments"]
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -131,6 +132,42 @@ def run_pseudo_experiments(
                 gathered.done += chunk.size
                 report(gathered.done, n)
     return PseudoExperiments(gathered.tensors(), n, seed, chunk_size, identity, n_from_store)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How pseudo-experiments are run, whatever the job: arguments of `run_pseudo_experiments` that belong together.
+
+    Args:
+        seed: Decides every one of them.
+        workers: Processes for them.
+        scheduler: Address of a Dask scheduler.
+        store: Folder that keeps them.
+        progress: Whether to draw a bar, or a function that is called with what is done.
+    """
+
+    seed: int = 1
+    workers: int = 1
+    scheduler: str | None = None
+    store: str | Path | None = None
+    progress: bool | Report = False
+
+    def values(self, job: Job, n: int, *, chunk_size: int) -> dict[str, Tensor]:
+        """Draws `n` pseudo-experiments and returns what the job answered, by name."""
+        return run_pseudo_experiments(
+            job,
+            n,
+            seed=self.seed,
+            chunk_size=chunk_size,
+            workers=self.workers,
+            scheduler=self.scheduler,
+            store=self.store,
+            progress=self.progress,
+        ).values
+
+    def inside(self, folder: str) -> Running:
+        """Keeps what is drawn in a folder inside the store, if there is one."""
+        return self if self.store is None else dataclasses.replace(self, store=Path(self.store) / folder)
 
 
 def _whole(name: str, value: Any, least: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["KnownPeak", "ScanResult"]
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from specfit import plots
-from specfit.errors import InputError
-from specfit.io.files import replacing
+from specfit.io.files import write_json
+from specfit.search.tables import checked_ending, write_csv
 from specfit.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -149,18 +148,10 @@ class ScanResult:
         Raises:
             InputError: Another ending.
         """
-        target = Path(path)
-        if target.suffix not in ENDINGS:
-            raise InputError(f"{target}: a name ending in {' or '.join(ENDINGS)} is expected")
-        columns = self.table()
+        target = checked_ending(path, ENDINGS)
         if target.suffix == ".json":
-            text = json.dumps({"summary": self.summary(), "hypotheses": columns}, indent=2)
-        else:
-            rows = (",".join(f"{x:.10g}" for x in row) for row in zip(*columns.values(), strict=True))
-            text = "\n".join([",".join(columns), *rows])
-        with replacing(target) as temporary:
-            temporary.write_text(text + "\n")
-        return target
+            return write_json(target, {"summary": self.summary(), "hypotheses": self.table()})
+        return write_csv(target, self.table())
 
     def plot(self, *, x_label: str = "x") -> Figure:
         """Draws the best window, the local p-values and the limits."""

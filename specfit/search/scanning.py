@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["BackgroundOnly", "make_chain", "scan"]
+__all__ = ["BackgroundOnly", "find_fitter", "fitted", "make_chain", "scan"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,17 +17,17 @@ from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
 from specfit.masks import left_out_bins
-from specfit.randomness import independent_rng
 from specfit.search.chain import Chain
+from specfit.search.excess import global_p_of_largest
 from specfit.search.limits import interval, upper_limits
-from specfit.search.pseudo_experiments import Report, run_pseudo_experiments
+from specfit.search.pseudo_experiments import Report, Running
 from specfit.search.result import KnownPeak, ScanResult
 from specfit.search.toys.chunks import digest
-from specfit.search.toys.p_values import GlobalPValue, global_p_value
+from specfit.search.toys.p_values import global_p_value
 from specfit.signal.extraction import Rows
 from specfit.signal.hypotheses import SignalHypotheses, Width, gaussian_hypotheses
 from specfit.signal.joint_fit import TINY
-from specfit.signal.look_elsewhere import global_p_value_of_maximum, gross_vitells, significance_vectors
+from specfit.signal.look_elsewhere import gross_vitells
 
 # Level of the confidence limits, and upcrossings are counted at this significance.
 LEVEL, UPCROSSINGS_AT = 0.95, 0.5
@@ -94,54 +94,48 @@ def scan(
     """
     if not 0 < level < 1:
         raise InputError(f"level: a number between 0 and 1 is expected, {level:g} came")
-    fitter = checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
-    fit = fitter.fit(spectrum, edges, mask=mask)
-    if fit.spectrum.is_batch:
-        raise InputError(f"spectrum: one is expected, {len(fit.spectrum.counts)} came; `scan_many` takes them all")
+    fitter, fit = fitted(spectrum, edges, checkpoint=checkpoint, mask=mask, instead="`scan_many` takes them all")
     chain = make_chain(fitter, fit, width=width, mass=mass, hypotheses=hypotheses, known=known, left_out=mask)
-    unit = fit.spectrum.content_per_event
-    rows = chain.rows((fit.spectrum.counts / unit)[None])
-    weight = chain.weight(rows.data)
-    low, high = interval(rows, weight)
-    limits = upper_limits(rows, weight, level=level)
-    best = int(rows.local_z.argmax())
+    rows = chain.rows((fit.spectrum.counts / fit.spectrum.content_per_event)[None])
     toys = None
     if n_toys:
-        job = BackgroundOnly(chain, _without_signal(fit.background / unit, rows, best))
-        toys = run_pseudo_experiments(
-            job,
-            n_toys,
-            seed=seed,
-            chunk_size=CHUNK,
-            workers=workers,
-            scheduler=scheduler,
-            store=store,
-            progress=progress,
-        ).values["local_z"]
-    by, counted = _global_p_values(chain, rows, toys, seed=seed)
-    return ScanResult(
-        spectrum=fit.spectrum,
-        mass=chain.hypotheses.mass,
-        width=chain.hypotheses.width,
-        yields=rows.fit.yields[:, 0] * unit,
-        error=rows.error * unit,
-        error_low=low * unit,
-        error_high=high * unit,
-        local_z=rows.local_z,
-        limit=limits.observed * unit,
-        expected_limits=limits.expected * unit,
-        level=level,
-        global_p=by["toys"] if counted and counted.n_as_extreme >= ENOUGH_TO_COUNT else by["correlation"],
-        global_p_by=by,
-        global_p_interval=None if counted is None else (counted.low, counted.high),
-        n_toys=n_toys,
-        background=rows.fit.background[best] * unit,
-        signal=(rows.columns[best, 0] * rows.fit.yields[best, :1]) * unit,
-        known=_known_peaks(rows, best, known, float(unit)),
-        mask=chain.mask,
-        converged=bool(fit.converged),
-        message=fit.message,
-    )
+        running = Running(seed=seed, workers=workers, scheduler=scheduler, store=store, progress=progress)
+        job = BackgroundOnly(chain, _without_signal(fit, rows))
+        toys = running.values(job, n_toys, chunk_size=CHUNK)["local_z"]
+    global_p = _global_p_values(chain, rows, toys, seed=seed)
+    return _result(chain, fit, rows, global_p, known=known, level=level, n_toys=n_toys)
+
+
+def find_fitter(checkpoint: str | Path | SpectrumFitter | None) -> SpectrumFitter:
+    """Returns the fitter that `checkpoint` stands for, as everywhere in `specfit.search`."""
+    return checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
+
+
+def fitted(
+    spectrum: Any,
+    edges: ArrayLike | None,
+    *,
+    checkpoint: str | Path | SpectrumFitter | None,
+    mask: ArrayLike | None,
+    instead: str = "take them one at a time",
+) -> tuple[SpectrumFitter, BackgroundFit]:
+    """Fits the background of one spectrum (arguments as for `scan`).
+
+    Args:
+        spectrum: The data.
+        edges: Bin edges for bare counts.
+        checkpoint: Of the net.
+        mask: Bins to leave out.
+        instead: What who comes with several may do.
+
+    Raises:
+        InputError: Several spectra came.
+    """
+    fitter = find_fitter(checkpoint)
+    fit = fitter.fit(spectrum, edges, mask=mask)
+    if fit.spectrum.is_batch:
+        raise InputError(f"spectrum: one is expected, {len(fit.spectrum.counts)} came; {instead}")
+    return fitter, fit
 
 
 def make_chain(
@@ -191,21 +185,75 @@ class BackgroundOnly:
 
     def identity(self) -> dict[str, Any]:
         """Tells one job from another."""
-        chain = self.chain
         return {
             "job": "background only",
-            "net": digest(chain.fitter.net.state_dict()),
-            "search": digest([chain.edges, chain.hypotheses.templates, chain.known, chain.mask]),
+            **self.chain.identity(),
             "background": digest(self.background),
             "names": list(self.names),
         }
 
 
-def _global_p_values(
-    chain: Chain, rows: Rows, toys: Tensor | None, *, seed: int
-) -> tuple[dict[str, float], GlobalPValue | None]:
+class _GlobalP(NamedTuple):
+    """Fields of a `ScanResult` that begin with `global_p`."""
+
+    chosen: float
+    by: dict[str, float]
+    interval: tuple[float, float] | None
+
+
+def _result(
+    chain: Chain,
+    fit: BackgroundFit,
+    rows: Rows,
+    global_p: _GlobalP,
+    *,
+    known: Sequence[tuple[float, float]],
+    level: float,
+    n_toys: int,
+) -> ScanResult:
+    """Puts together what was found, in the unit of the contents."""
+    unit, weight, best = fit.spectrum.content_per_event, chain.weight(rows.data), int(rows.local_z.argmax())
+    low, high = interval(rows, weight)
+    limits = upper_limits(rows, weight, level=level)
+    return ScanResult(
+        spectrum=fit.spectrum,
+        mass=chain.hypotheses.mass,
+        width=chain.hypotheses.width,
+        yields=rows.fit.yields[:, 0] * unit,
+        error=rows.error * unit,
+        error_low=low * unit,
+        error_high=high * unit,
+        local_z=rows.local_z,
+        limit=limits.observed * unit,
+        expected_limits=limits.expected * unit,
+        level=level,
+        global_p=global_p.chosen,
+        global_p_by=global_p.by,
+        global_p_interval=global_p.interval,
+        n_toys=n_toys,
+        background=rows.fit.background[best] * unit,
+        signal=(rows.columns[best, 0] * rows.fit.yields[best, :1]) * unit,
+        known=_known_peaks(rows, best, known, float(unit)),
+        mask=chain.mask,
+        converged=bool(fit.converged),
+        message=fit.message,
+    )
+
+
+def _global_p_values(chain: Chain, rows: Rows, toys: Tensor | None, *, seed: int) -> _GlobalP:
     """Computes the global p-value of the largest excess by every method there are numbers for."""
-    z = rows.local_z.max()
+    by = {"correlation": _global_p_by_correlation(chain, rows, seed=seed)}
+    if toys is None:
+        return _GlobalP(by["correlation"], by, None)
+    z = float(rows.local_z.max())
+    counted = global_p_value(z, toys.amax(1))
+    ordered = toys[:, chain.hypotheses.mass.argsort(stable=True)]
+    by |= {"gross_vitells": gross_vitells(z, ordered, level=UPCROSSINGS_AT), "toys": counted.p_value}
+    chosen = by["toys" if counted.n_as_extreme >= ENOUGH_TO_COUNT else "correlation"]
+    return _GlobalP(chosen, by, (counted.low, counted.high))
+
+
+def _global_p_by_correlation(chain: Chain, rows: Rows, *, seed: int) -> float:
     best = int(rows.local_z.argmax())
     background = rows.without.background[best]
     peaks = rows.without.yields[best] @ rows.columns[best, 1:]
@@ -213,24 +261,15 @@ def _global_p_values(
     # Directions on the log of everything expected; known peaks are free.
     free = rows.columns[best, 1:].T * (FREE * rows.data[best].sum())
     basis = torch.cat([background[:, None] * rows.model.basis[best], free], -1) / rate[:, None]
-    weight = chain.weight(rows.data)[best]
-    vectors = significance_vectors(rate[None], basis[None], chain.hypotheses.templates, weight[None])
-    by_field = global_p_value_of_maximum(z[None], vectors, rng=independent_rng((seed, 0)))
-    by = {"correlation": float(by_field)}
-    if toys is None:
-        return by, None
-    counted = global_p_value(float(z), toys.amax(1))
-    ordered = toys[:, chain.hypotheses.mass.argsort(stable=True)]
-    return by | {
-        "gross_vitells": gross_vitells(float(z), ordered, level=UPCROSSINGS_AT),
-        "toys": counted.p_value,
-    }, counted
+    z, data = rows.local_z[best, None], rows.data[best, None]
+    return float(global_p_of_largest(chain, z, data, rate=rate[None], basis=basis[None], seed=(seed, 0)))
 
 
-def _without_signal(background: Tensor, rows: Rows, best: int) -> Tensor:
+def _without_signal(fit: BackgroundFit, rows: Rows) -> Tensor:
     """Returns what is expected without the tested signal; with known peaks all that the joint fit gives them."""
     if rows.columns.shape[1] == 1:
-        return background.clamp(min=0.0)
+        return (fit.background / fit.spectrum.content_per_event).clamp(min=0.0)
+    best = int(rows.local_z.argmax())
     peaks = rows.without.yields[best] @ rows.columns[best, 1:]
     return (rows.without.background[best] + peaks).clamp(min=0.0)
 

@@ -58,16 +58,7 @@ def page(sheet: Mapping[str, Any], pictures: Mapping[str, bytes], *, title: str 
         pictures: PNG files, by name.
         title: What was validated.
     """
-    about, name = sheet["spectrum"], escape(title or "a spectrum")
-    failed = [one for one in sheet["criteria"] if one["passed"] is False]
-    asked = [one for one in sheet["criteria"] if one["passed"] is not None]
-    kind, word = ("passed", "✓ Passed") if sheet["passed"] else ("failed", "✗ Not passed")
-    verdict = f"{word}: {len(asked) - len(failed)} of {len(asked)} criteria met"
-    facts = (
-        f"{about['events']:.6g} {'weighted events' if about['weighted'] else 'events'} in {about['bins']} bins from "
-        f"{about['low']:g} to {about['high']:g}; {sheet['pseudo_experiments']} pseudo-experiments at these statistics "
-        f"for each background and each signal on it"
-    )
+    name = escape(title or "a spectrum")
     truths = "".join(f"<li>{escape(study['name'])}</li>" for study in sheet["studies"])
     rows = "".join(_row(one) for one in sheet["criteria"])
     figures = "".join(_figure(name, data) for name, data in pictures.items())
@@ -82,8 +73,8 @@ def page(sheet: Mapping[str, Any], pictures: Mapping[str, bytes], *, title: str 
 <body>
 <main>
 <h1>Acceptance sheet of the background of {name}</h1>
-<p>{facts}.</p>
-<p class="verdict {kind}">{verdict}</p>
+<p>{_facts(sheet)}.</p>
+{_verdict(sheet)}
 <table>
 <caption>Every criterion, at its worst. What is told and not asked has no verdict.</caption>
 <thead><tr><th scope="col">Verdict</th><th scope="col">Criterion</th><th scope="col">Value</th>
@@ -98,6 +89,21 @@ def page(sheet: Mapping[str, Any], pictures: Mapping[str, bytes], *, title: str 
 </body>
 </html>
 """
+
+
+def _facts(sheet: Mapping[str, Any]) -> str:
+    about = sheet["spectrum"]
+    return (
+        f"{about['events']:.6g} {'weighted events' if about['weighted'] else 'events'} in {about['bins']} bins from "
+        f"{about['low']:g} to {about['high']:g}; {sheet['pseudo_experiments']} pseudo-experiments at these statistics "
+        f"for each background and each signal on it"
+    )
+
+
+def _verdict(sheet: Mapping[str, Any]) -> str:
+    asked = [one["passed"] for one in sheet["criteria"] if one["passed"] is not None]
+    kind, word = ("passed", "✓ Passed") if sheet["passed"] else ("failed", "✗ Not passed")
+    return f'<p class="verdict {kind}">{word}: {sum(asked)} of {len(asked)} criteria met</p>'
 
 
 def _row(one: Mapping[str, Any]) -> str:

@@ -22,16 +22,15 @@ from specfit.arrays import ArrayLike
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
-from specfit.randomness import independent_rng
 from specfit.search.alternatives import LEAST_P, best_alternative
-from specfit.search.chain import ROWS_AT_A_TIME, Chain
+from specfit.search.chain import Chain
 from specfit.search.criteria import ToyStudy, criteria_of_data, criteria_of_toys
-from specfit.search.injection import CHUNK, STRENGTHS, expected_background, fitted, inject_into, injection_chain
-from specfit.search.pseudo_experiments import Report, run_pseudo_experiments
-from specfit.search.scanning import make_chain
+from specfit.search.excess import largest_excess
+from specfit.search.injection import CHUNK, expected_background, inject_into, injection_chain
+from specfit.search.pseudo_experiments import Report, Running
+from specfit.search.scanning import fitted, make_chain
 from specfit.search.sheet import ValidationSheet
 from specfit.search.toys.chunks import digest
-from specfit.signal.look_elsewhere import global_p_value_of_maximum, significance_vectors
 from specfit.spectrum import Spectrum
 
 FEWEST_TOYS = 10
@@ -89,17 +88,9 @@ def validate(
     backgrounds, alternative = _backgrounds(fit, truth, scan.mask)
     # One choice of signals, so that the backgrounds can be compared.
     signals = injection_chain(fitter, fit, next(iter(backgrounds.values())), mass=mass, width=width, mask=mask)
-    options = {"n_toys": n_toys, "seed": seed, "workers": workers, "scheduler": scheduler, "progress": progress}
+    running = Running(seed=seed, workers=workers, scheduler=scheduler, store=store, progress=progress)
     studies = [
-        _study(
-            name,
-            background,
-            scan,
-            signals,
-            unit=unit,
-            store=None if store is None else Path(store) / f"background_{i}",
-            **options,
-        )
+        _study(name, background, scan, signals, unit=unit, n_toys=n_toys, running=running.inside(f"background_{i}"))
         for i, (name, background) in enumerate(backgrounds.items())
     ]
     z, p = largest_excess(scan, (fit.spectrum.counts / unit)[None])
@@ -132,47 +123,19 @@ class BackgroundToys:
 
     def identity(self) -> dict[str, Any]:
         """Tells one job from another."""
-        chain = self.chain
         return {
             "job": "background fitted and searched",
-            "net": digest(chain.fitter.net.state_dict()),
-            "search": digest([chain.edges, chain.hypotheses.templates, chain.known, chain.mask]),
+            **self.chain.identity(),
             "background": digest(self.background),
         }
 
 
-def largest_excess(chain: Chain, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds the largest local significance of each spectrum and its global p-value from the correlation, both `(m,)`.
-
-    Args:
-        chain: The search.
-        counts: Events, shape `(m, n_bins)`.
-    """
-    at_a_time = max(1, ROWS_AT_A_TIME // len(chain.hypotheses))
-    parts = [_largest_excess(chain, some) for some in torch.split(counts, at_a_time)]
-    z, p = (torch.cat(t) for t in zip(*parts, strict=True))
-    return z, p
-
-
-def _largest_excess(chain: Chain, counts: Tensor) -> tuple[Tensor, Tensor]:
-    rows, h = chain.rows(counts), len(chain.hypotheses)
-    z, best = rows.local_z.view(-1, h).max(1)
-    at = best + h * torch.arange(len(counts))
-    vectors = significance_vectors(
-        rows.without.background[at], rows.model.basis[at], chain.hypotheses.templates, chain.weight(counts)
-    )
-    # The same normal numbers for every spectrum, so that an answer does not depend on what it was computed with.
-    return z, global_p_value_of_maximum(z, vectors, rng=independent_rng((0,)))
-
-
 def _study(
-    name: str, background: Tensor, scan: Chain, signals: Chain, *, unit: float, store: Path | None, **options: Any
+    name: str, background: Tensor, scan: Chain, signals: Chain, *, unit: float, n_toys: int, running: Running
 ) -> ToyStudy:
     """Runs both kinds of pseudo-experiments on one background."""
-    folders = (None, None) if store is None else (store / "alone", store / "with_signals")
-    job, n = BackgroundToys(scan, background), options.pop("n_toys")
-    toys = run_pseudo_experiments(job, n, chunk_size=CHUNK, store=folders[0], **options).values
-    injected = inject_into(signals, background, unit=unit, strength=STRENGTHS, n_toys=n, store=folders[1], **options)
+    toys = running.inside("alone").values(BackgroundToys(scan, background), n_toys, chunk_size=CHUNK)
+    injected = inject_into(signals, background, unit=unit, n_toys=n_toys, running=running.inside("with_signals"))
     return ToyStudy(
         name=name,
         truth=background * unit,

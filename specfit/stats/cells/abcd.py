@@ -95,7 +95,13 @@ class _Regions(ParamModel):
     """What both models share: looking up the regions and how D follows."""
 
     def __init__(
-        self, process: str, regions: Mapping[str, str | Region], *, extended: bool, corrected: bool, label: str
+        self,
+        process: str,
+        regions: Mapping[str, str | Region],
+        *,
+        extended: bool = False,
+        corrected: bool = False,
+        label: str = "",
     ) -> None:
         self.process, self.extended, self.corrected, self.label = process, extended, corrected, label
         self.powers = POWERS[extended]
@@ -165,17 +171,6 @@ class ABCD(_Regions):
         corrected: Whether the template of D keeps its departure from the formula.
         label: Put before every name.
     """
-
-    def __init__(
-        self,
-        process: str,
-        regions: Mapping[str, str | Region],
-        *,
-        extended: bool = False,
-        corrected: bool = False,
-        label: str = "",
-    ) -> None:
-        super().__init__(process, regions, extended=extended, corrected=corrected, label=label)
 
     def bind(self, channels: Sequence[Channel]) -> BoundModel:
         """Looks up regions and process."""
