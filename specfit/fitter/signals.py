@@ -28,7 +28,7 @@ from specfit.signal.look_elsewhere import tube_p_value
 from specfit.signal.score_test import score_test
 
 # Standard deviations of a signal that are masked on either side of its mass.
-REACH = 3.0
+REACH = 2.75
 
 
 def refit_signals(
