@@ -27,6 +27,7 @@ from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter
 from specfit.io.files import check_readable, replacing
+from specfit.masks import left_out_bins
 from specfit.parallel import on_all_cores
 from specfit.randomness import independent_rng
 from specfit.search.chain import Chain
@@ -141,7 +142,7 @@ def scan_many(
         mass: Masses to try.
         hypotheses: Signals of any shape.
         known: Peaks that are fitted beside every hypothesis.
-        mask: Bins to leave out.
+        mask: Bins to leave out beside gaps.
         seed: Decides the samples behind the global p-values.
         store: Folder that keeps finished pieces; the same call goes on there.
         progress: Called with the number of spectra that are done and of all.
@@ -150,7 +151,7 @@ def scan_many(
         InputError: A row is no spectrum (the message says which), or an argument cannot be used.
     """
     fitter = checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
-    rows, limits = _rows(spectra, edges, fitter)
+    rows, limits, mask = _rows(spectra, edges, mask, fitter)
     searcher = _Searcher(fitter, limits, mask, seed)
     first = searcher.fit(rows, Chunk(0, 0, 1))
     options: dict[str, Any] = {"width": width, "mass": mass, "hypotheses": hypotheses, "known": known}
@@ -218,8 +219,10 @@ class _Searcher:
         return global_p_value_of_maximum(z, vectors, rng=rng, samples=SAMPLES)
 
 
-def _rows(spectra: Any, edges: ArrayLike | None, fitter: SpectrumFitter) -> tuple[Any, ArrayLike | None]:
-    """Returns something that gives rows of counts when it is sliced, and edges."""
+def _rows(
+    spectra: Any, edges: ArrayLike | None, mask: ArrayLike | None, fitter: SpectrumFitter
+) -> tuple[Any, ArrayLike | None, ArrayLike | None]:
+    """Returns something that gives rows of counts when it is sliced, edges, and what to leave out, gaps included."""
     if isinstance(spectra, str | Path) and str(spectra).endswith(".npy"):
         check_readable(Path(spectra))
         rows = np.load(spectra, mmap_mode="r", allow_pickle=False)
@@ -230,10 +233,15 @@ def _rows(spectra: Any, edges: ArrayLike | None, fitter: SpectrumFitter) -> tupl
         read = io.read(spectra, edges, default_edges=fitter.edges)
         if read.is_weighted:
             raise InputError("spectra: weighted contents came; `scan` takes them, one at a time")
-        rows, limits = np.atleast_2d(read.counts.numpy()), read.edges
+        rows, limits = np.atleast_2d(read.counts.masked_fill(~read.measured, 0.0).numpy()), read.edges
+        if read.gaps is not None:
+            left_out = left_out_bins(read, mask)
+            if (left_out != left_out[:1]).any():
+                raise InputError("mask: the same bins are expected in every spectrum of a search")
+            mask = left_out[0]
     if rows.ndim != 2 or len(rows) == 0:
         raise InputError(f"spectra: shape (n_spectra, n_bins) is expected, {rows.shape} came")
-    return rows, limits
+    return rows, limits, mask
 
 
 def _card(chain: Chain, rows: Any, seed: int) -> dict[str, Any]:

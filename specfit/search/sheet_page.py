@@ -63,10 +63,11 @@ def page(sheet: Mapping[str, Any], pictures: Mapping[str, bytes], *, title: str 
     asked = [one for one in sheet["criteria"] if one["passed"] is not None]
     kind, word = ("passed", "✓ Passed") if sheet["passed"] else ("failed", "✗ Not passed")
     verdict = f"{word}: {len(asked) - len(failed)} of {len(asked)} criteria met"
+    gaps = "".join(f", without {low:g} to {high:g}" for low, high in about["gaps"])
     facts = (
         f"{about['events']:.6g} {'weighted events' if about['weighted'] else 'events'} in {about['bins']} bins from "
-        f"{about['low']:g} to {about['high']:g}; {sheet['pseudo_experiments']} pseudo-experiments at these statistics "
-        f"for each background and each signal on it"
+        f"{about['low']:g} to {about['high']:g}{gaps}; {sheet['pseudo_experiments']} pseudo-experiments at "
+        f"these statistics for each background and each signal on it"
     )
     truths = "".join(f"<li>{escape(study['name'])}</li>" for study in sheet["studies"])
     rows = "".join(_row(one) for one in sheet["criteria"])
