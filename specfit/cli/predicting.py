@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from specfit.cli.terminal import numbers, progress_bar
+from specfit.cli.terminal import gaps, numbers, progress_bar
 from specfit.errors import InputError
 
 BESIDE_THE_OUTPUT = "beside the output"
@@ -20,7 +20,11 @@ ROWS_SHOWN = 10
 
 def predict(
     spectrum: Annotated[
-        str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="Counts: `.npy`, `.npz`, `.csv` (rows may leave out an interval) or `file.root:path`.",
+        ),
     ],
     edges: Annotated[
         str | None,
@@ -174,7 +178,7 @@ def _rows(one: dict[str, Any]) -> dict[str, str]:
     masked = one["masked_bins"]
     rows = {
         "events": f"{one['events']:.6g}" + (" (weighted)" if one["weighted"] else ""),
-        "bins": str(one["bins"]),
+        "bins": f"{one['bins']}{gaps(one['gaps'])}",
         "background": f"{one['background_total']:.6g} ± {one['background_total_uncertainty']:.3g}"
         + f", median bin ± {100 * one['median_relative_uncertainty']:.2g} %",
         "deviance / ndf": f"{one['deviance']:.1f} / {one['ndf']:.1f}",

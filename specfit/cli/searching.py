@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from specfit.cli.terminal import numbers, progress_bar
+from specfit.cli.terminal import gaps, numbers, progress_bar
 from specfit.errors import InputError
 
 ROWS_SHOWN = 10
@@ -18,7 +18,11 @@ ROWS_SHOWN = 10
 
 def scan(
     spectrum: Annotated[
-        str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="Counts: `.npy`, `.npz`, `.csv` (rows may leave out an interval) or `file.root:path`.",
+        ),
     ],
     edges: Annotated[
         str | None,
@@ -137,7 +141,7 @@ def _scan_many(
 def _rows(summary: dict[str, Any]) -> dict[str, str]:
     s = summary
     rows = {
-        "events": f"{s['events']:.6g} in {s['bins']} bins",
+        "events": f"{s['events']:.6g} in {s['bins']} bins" + gaps(s["gaps"]),
         "largest excess": f"at {s['mass']:.5g} (width {s['width']:.3g}), one of {s['hypotheses']} hypotheses",
         "signal": f"{s['signal_events']:.5g} +{s['error_high']:.3g} -{s['error_low']:.3g} events",
         "local": f"{s['local_z']:.2f} sigma, p = {s['local_p']:.3g}",

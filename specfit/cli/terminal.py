@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["changing_bar", "numbers", "one_line", "progress_bar", "range_of"]
+__all__ = ["changing_bar", "gaps", "numbers", "one_line", "progress_bar", "range_of"]
+
+from collections.abc import Sequence
 
 from specfit.errors import InputError
 from specfit.progress import changing_bar, progress_bar
@@ -26,6 +28,12 @@ def numbers(name: str, text: str, separator: str, n: int | None) -> list[float]:
         expected = f"{n} numbers separated by {separator!r}" if n else f"numbers separated by {separator!r}"
         raise InputError(f"--{name.replace('_', '-')}: {expected} are expected, {text!r} came")
     return found
+
+
+def gaps(intervals: Sequence[tuple[float, float]]) -> str:
+    """Says where a spectrum has gaps, to be put behind its number of bins; nothing without them."""
+    said = ", ".join(f"{low:g} to {high:g}" for low, high in intervals)
+    return f" and {len(intervals)} gap{'s' if len(intervals) > 1 else ''} ({said})" if said else ""
 
 
 def one_line(error: Exception) -> str:

@@ -21,7 +21,11 @@ VERDICTS = {True: "pass", False: "FAIL", None: "told"}
 
 def validate(
     spectrum: Annotated[
-        str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="Counts: `.npy`, `.npz`, `.csv` (rows may leave out an interval) or `file.root:path`.",
+        ),
     ],
     edges: Annotated[
         str | None,
