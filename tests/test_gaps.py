@@ -368,7 +368,9 @@ def test_a_scan_with_a_gap_is_the_masked_scan_bit_for_bit(fitter, gapped, tmp_pa
     assert found.summary()["bins"] == 46
     assert found.summary()["gaps"] == [GAP]
     assert "1 gap interpolated" in found.message
-    with pytest.raises(InputError, match="mask and gaps of the spectrum: every signal that was to be looked for"):
+    with pytest.raises(
+        InputError, match="mask and gaps of the spectrum: they cover every signal that was to be looked for"
+    ):
         scan(gapped, checkpoint=fitter, width=0.01, mass=[750.0])
 
 

@@ -166,8 +166,8 @@ def make_chain(
     out = out[0]
     seen = (signals.templates * ~out).sum(-1) > LEAST_SEEN * signals.templates.sum(-1)
     if not seen.any():
-        what = "mask" if fit.spectrum.gaps is None else "mask and gaps of the spectrum"
-        raise InputError(f"{what}: every signal that was to be looked for is covered; leave some bins")
+        covers = "mask: it covers" if fit.spectrum.gaps is None else "mask and gaps of the spectrum: they cover"
+        raise InputError(f"{covers} every signal that was to be looked for; leave some bins")
     return Chain(fitter, edges, signals[seen], _templates_of(known, edges), out)
 
 
