@@ -3,7 +3,8 @@
 One class for every fitter (net or function) and for one spectrum or many on the same edges: `(*,)` below is empty for
 one spectrum and `(n_spectra,)` for many. Everything is a float64 tensor; `numpy.asarray` of a field costs nothing.
 
-Conventions: masked bins (replaced or left out by a refit) enter neither the deviance nor its degrees of freedom.
+Conventions: masked bins (replaced or left out by a refit) enter neither the deviance nor its degrees of freedom. Nor do
+gaps of the spectrum, which also count in no total and have no significance: there the background is the interpolation.
 Weighted contents are treated as scaled Poisson counts (G. Bohm, G. Zech, arXiv:1309.1287): a content n with variance v
 counts as n^2 / v events.
 """
@@ -38,7 +39,7 @@ class BackgroundFit:
         factor: Square root :math:`F` of the covariance of the background, :math:`V = F F^T` in events squared, shape
             `(*, n_bins, n_directions)`.
         n_parameters: Effective number of parameters that the data determined, shape `(*,)`; may be fractional.
-        mask: True where a refit did not believe the data, shape `(*, n_bins)`.
+        mask: True where a refit did not believe the data, what was left out and gaps included, shape `(*, n_bins)`.
         iterations: How often the refit evaluated the fitter again, shape `(*,)`.
         converged: Whether the answer can be used, shape `(*,)`.
         message: What happened and, if it did not work out, which knob to turn; one for the whole fit.
@@ -65,12 +66,12 @@ class BackgroundFit:
 
     @property
     def significance(self) -> Tensor:
-        """Significance of data against background with its uncertainty per bin, shape `(*, n_bins)`."""
+        """Significance of data against background with its uncertainty per bin, 0 in gaps, shape `(*, n_bins)`."""
         scale = self._events_scale
         z: Tensor = bin_significance(
             self.spectrum.counts / scale, self.background / scale, uncertainty=self.uncertainty / scale
         )
-        return z
+        return torch.where(self.spectrum.measured, z, 0.0)
 
     @property
     def deviance(self) -> Tensor:
@@ -118,7 +119,10 @@ class BackgroundFit:
         return self.background * (relative @ z)[..., 0].exp()
 
     def summary(self) -> list[dict[str, Any]]:
-        """Returns one plain dictionary a spectrum: events, bins, deviance, p-value, largest excess, masked bins."""
+        """Returns one plain dictionary a spectrum: events, bins, deviance, p-value, largest excess, masked bins.
+
+        Numbers of bins, totals and what is masked leave gaps out; these stand beside them as (low, high).
+        """
         return [self._summary_of(i) for i in range(self.background[..., 0].numel())]
 
     def plot(self, index: int = 0) -> Figure:
@@ -131,15 +135,22 @@ class BackgroundFit:
         return plots.draw_fit(fit)
 
     def to_hist(self) -> hist.Hist[Any]:
-        """Returns the background as a `hist.Hist` with its uncertainty squared as variance (one spectrum only)."""
+        """Returns the background as a `hist.Hist` with its uncertainty squared as variance (one spectrum only).
+
+        A histogram has no gaps: the interpolation fills bins like all others.
+        """
         return io.to_hist(self.to_spectrum())
 
     def to_spectrum(self) -> Spectrum:
-        """Returns the background as a Spectrum with its uncertainty squared as variances."""
-        return Spectrum(self.background, self.spectrum.edges, variances=self.uncertainty**2)
+        """Returns the background as a Spectrum with its uncertainty squared as variances and the same gaps."""
+        s = self.spectrum
+        return Spectrum(self.background, s.edges, variances=self.uncertainty**2, gaps=s.gaps)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the background to `.npy`, `.npz`, `.csv` or `file.root:path`, by the ending of `path`."""
+        """Writes the background to `.npy`, `.npz`, `.csv` or `file.root:path`, by the ending of `path`.
+
+        A `.csv` file leaves out gaps; the others hold the interpolation there.
+        """
         return io.write(self.to_spectrum(), path)
 
     def __getitem__(self, index: int) -> BackgroundFit:
@@ -147,7 +158,8 @@ class BackgroundFit:
         if not self.spectrum.is_batch:
             raise IndexError("this fit holds one spectrum, not a batch")
         s = self.spectrum
-        one = Spectrum(s.counts[index], s.edges, variances=None if s.variances is None else s.variances[index])
+        variances = None if s.variances is None else s.variances[index]
+        one = Spectrum(s.counts[index], s.edges, variances=variances, gaps=s.gaps)
         parts = {name: getattr(self, name)[index] for name in _BATCHED}
         return BackgroundFit(spectrum=one, message=self.message, **parts)
 
@@ -162,22 +174,23 @@ class BackgroundFit:
 
     def _summary_of(self, index: int) -> dict[str, Any]:
         fit = self[index] if self.spectrum.is_batch else self
-        best = int(fit.significance.argmax())
-        edges = fit.spectrum.edges
+        edges, measured = fit.spectrum.edges, fit.spectrum.measured
+        best = int(fit.significance.masked_fill(~measured, -torch.inf).argmax())
         return {
             "events": fit.spectrum.total.item(),
             "weighted": fit.spectrum.is_weighted,
-            "bins": fit.spectrum.n_bins,
-            "background_total": fit.background.sum().item(),
-            "background_total_uncertainty": fit.factor.sum(-2).square().sum(-1).sqrt().item(),
-            "median_relative_uncertainty": (fit.uncertainty / fit.background).median().item(),
+            "bins": int(measured.sum()),
+            "gaps": fit.spectrum.gap_intervals,
+            "background_total": fit.background[measured].sum().item(),
+            "background_total_uncertainty": fit.factor[measured].sum(-2).square().sum(-1).sqrt().item(),
+            "median_relative_uncertainty": (fit.uncertainty / fit.background)[measured].median().item(),
             "deviance": fit.deviance.item(),
             "ndf": fit.ndf.item(),
             "p_value": fit.p_value.item(),
             "largest_excess": fit.significance[best].item(),
             "largest_excess_low": edges[best].item(),
             "largest_excess_high": edges[best + 1].item(),
-            "masked_bins": fit.mask.nonzero().flatten().tolist(),
+            "masked_bins": (fit.mask & measured).nonzero().flatten().tolist(),
             "iterations": int(fit.iterations),
             "converged": bool(fit.converged),
             "message": fit.message,

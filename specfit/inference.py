@@ -22,8 +22,13 @@ from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.fitter import Refit, refit_signals, refit_talk, refit_windows
 from specfit.guard import judge
+<<<<<<< HEAD
 from specfit.masks import bridged, left_out_bins
 from specfit.net import BackgroundNet, CalibratedNet, Prediction
+=======
+from specfit.masks import bridged, describe_gaps, left_out_bins
+from specfit.net import BackgroundNet, Prediction
+>>>>>>> main
 from specfit.parallel import on_all_cores
 from specfit.spectrum import Spectrum
 
@@ -80,6 +85,7 @@ class SpectrumFitter:
 
         Args:
             spectrum: A Spectrum, counts of shape `(n_bins,)` or `(m, n_bins)`, or anything that `specfit.read` takes.
+                Its gaps are left out like what `mask` names.
             edges: Bin edges for bare counts. Left out, they are the checkpoint's own if the length fits; a net of any
                 binning assumes bins of equal width and says so.
             mask: Bins to leave out (a blinded window, say): windows `[(low, high), ...]` in the unit of the edges, of
@@ -105,6 +111,7 @@ class SpectrumFitter:
         converged, reasons = judge(counts / scale, prediction, mask=masks, left_out=left_out)
         if read.is_weighted:
             note.append("weighted contents, fitted as scaled Poisson counts")
+        note += describe_gaps(read)
         take = slice(None) if read.is_batch else 0
         return BackgroundFit(
             spectrum=read,
@@ -186,7 +193,7 @@ def smooth_background(
 
     Args:
         spectrum: An array of counts (one spectrum or a batch), a `hist` or boost histogram or any other UHI object, a
-            Spectrum, or a tuple (counts, edges).
+            Spectrum, or a tuple (counts, edges). Gaps of a Spectrum, or of a `.csv` file, are interpolated.
         edges: Bin edges for bare counts; see `SpectrumFitter.fit` for what happens without.
         checkpoint: A checkpoint file or the folder of a run; the shipped default if None.
         mask: Bins to leave out, see `SpectrumFitter.fit`.

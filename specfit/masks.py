@@ -1,8 +1,8 @@
-"""Bins to leave out: blinded windows, and what stands in for them until a fit has an answer."""
+"""Bins to leave out: blinded windows and gaps, and what stands in for them until a fit has an answer."""
 
 from __future__ import annotations
 
-__all__ = ["bridged", "left_out_bins"]
+__all__ = ["bridged", "describe_gaps", "left_out_bins"]
 
 from typing import Any
 
@@ -14,9 +14,12 @@ from specfit.arrays import as_float64
 from specfit.errors import InputError
 from specfit.spectrum import Spectrum
 
+# A message names no more gaps than this.
+MOST_NAMED = 4
+
 
 def left_out_bins(spectrum: Spectrum, mask: Any) -> Tensor:
-    """Returns which bins are left out, shape `(m, n_bins)`, bool.
+    """Returns which bins are left out, the gaps of the spectrum always, shape `(m, n_bins)`, bool.
 
     Args:
         spectrum: One spectrum or many.
@@ -27,15 +30,32 @@ def left_out_bins(spectrum: Spectrum, mask: Any) -> Tensor:
         InputError: It is none of these, a window lies outside of the edges, or too little would be left to fit.
     """
     m, n_bins = spectrum.counts.view(-1, spectrum.n_bins).shape
-    if mask is None or np.size(mask) == 0:
-        return torch.zeros(m, n_bins, dtype=torch.bool)
-    given = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-    chosen = _flags(given, (m, n_bins)) if given.dtype == bool else _overlaps(given, spectrum.edges)
+    chosen = ~spectrum.measured
+    given = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray([] if mask is None else mask)
+    if given.size:
+        chosen = chosen | (_flags(given, (m, n_bins)) if given.dtype == bool else _overlaps(given, spectrum.edges))
     left_out = chosen.expand(m, n_bins).clone()
+    if not left_out.any():
+        return left_out
     content = spectrum.counts.view(m, n_bins).masked_fill(left_out, 0.0).sum(-1)
     if (left_out.sum(-1) > n_bins // 2).any() or (content <= 0).any():
-        raise InputError(f"mask: more than half of the {n_bins} bins, or all of the content, would be left out")
+        what = "mask" if spectrum.gaps is None else "mask and gaps of the spectrum together"
+        raise InputError(f"{what}: more than half of the {n_bins} bins, or all of the content, would be left out")
     return left_out
+
+
+def describe_gaps(spectrum: Spectrum) -> list[str]:
+    """Says which gaps a fit interpolates, for the message of its result; an empty list without gaps.
+
+    Example:
+        >>> describe_gaps(Spectrum([4, 0, 3], edges=[0, 1, 2, 3], gaps=[False, True, False]))
+        ['1 gap interpolated (1 to 2)']
+    """
+    intervals = [f"{low:g} to {high:g}" for low, high in spectrum.gap_intervals]
+    if not intervals:
+        return []
+    named = ", ".join(intervals[:MOST_NAMED]) + (", ..." if len(intervals) > MOST_NAMED else "")
+    return [f"{len(intervals)} gap{'s' if len(intervals) > 1 else ''} interpolated ({named})"]
 
 
 def bridged(counts: Tensor, left_out: Tensor, edges: Tensor) -> Tensor:

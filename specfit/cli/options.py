@@ -26,7 +26,12 @@ from specfit.cli.terminal import numbers
 BESIDE_THE_OUTPUT = "beside the output"
 """Stands for `--plot` without a path."""
 
-Counts = Annotated[str, typer.Argument(metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` or `file.root:path`.")]
+Counts = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE", help="Counts: `.npy`, `.npz`, `.csv` (rows may leave out an interval) or `file.root:path`."
+    ),
+]
 Edges = Annotated[
     str | None,
     typer.Option(help="Bin edges where the file has none: `lo:hi:n`, `lo:hi:n:log` or a file.", metavar="EDGES"),

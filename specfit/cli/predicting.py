@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from specfit.cli.options import BESIDE_THE_OUTPUT, AsJson, Checkpoint, Counts, Edges, Mask, edges_of, windows_of
-from specfit.cli.terminal import print_rows, print_written, progress_bar
+from specfit.cli.terminal import gaps, print_rows, print_written, progress_bar
 from specfit.errors import InputError
 
 ROWS_SHOWN = 10
@@ -153,7 +153,7 @@ def _rows(one: dict[str, Any]) -> dict[str, str]:
     masked = one["masked_bins"]
     rows = {
         "events": f"{one['events']:.6g}" + (" (weighted)" if one["weighted"] else ""),
-        "bins": str(one["bins"]),
+        "bins": f"{one['bins']}{gaps(one['gaps'])}",
         "background": f"{one['background_total']:.6g} ± {one['background_total_uncertainty']:.3g}"
         + f", median bin ± {100 * one['median_relative_uncertainty']:.2g} %",
         "deviance / ndf": f"{one['deviance']:.1f} / {one['ndf']:.1f}",

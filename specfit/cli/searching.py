@@ -24,7 +24,7 @@ from specfit.cli.options import (
     edges_of,
     windows_of,
 )
-from specfit.cli.terminal import beside, numbers, print_rows, print_written, progress_bar
+from specfit.cli.terminal import beside, gaps, numbers, print_rows, print_written, progress_bar
 from specfit.errors import InputError
 
 ROWS_SHOWN = 10
@@ -172,7 +172,7 @@ def _print_many(summary: dict[str, Any]) -> None:
 def _rows(summary: dict[str, Any]) -> dict[str, str]:
     s = summary
     rows = {
-        "events": f"{s['events']:.6g} in {s['bins']} bins",
+        "events": f"{s['events']:.6g} in {s['bins']} bins" + gaps(s["gaps"]),
         "largest excess": f"at {s['mass']:.5g} (width {s['width']:.3g}), one of {s['hypotheses']} hypotheses",
         "signal": f"{s['signal_events']:.5g} +{s['error_high']:.3g} -{s['error_low']:.3g} events",
         "local": f"{s['local_z']:.2f} sigma, p = {s['local_p']:.3g}",

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["beside", "changing_bar", "numbers", "one_line", "print_rows", "print_written", "progress_bar", "range_of"]
+__all__ = [
+    "beside",
+    "changing_bar",
+    "gaps",
+    "numbers",
+    "one_line",
+    "print_rows",
+    "print_written",
+    "progress_bar",
+    "range_of",
+]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from specfit.errors import InputError
@@ -29,6 +39,12 @@ def numbers(name: str, text: str, separator: str, n: int | None) -> list[float]:
         expected = f"{n} numbers separated by {separator!r}" if n else f"numbers separated by {separator!r}"
         raise InputError(f"--{name.replace('_', '-')}: {expected} are expected, {text!r} came")
     return found
+
+
+def gaps(intervals: Sequence[tuple[float, float]]) -> str:
+    """Says where a spectrum has gaps, to be put behind its number of bins; nothing without them."""
+    said = ", ".join(f"{low:g} to {high:g}" for low, high in intervals)
+    return f" and {len(intervals)} gap{'s' if len(intervals) > 1 else ''} ({said})" if said else ""
 
 
 def one_line(error: Exception) -> str:

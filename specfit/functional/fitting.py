@@ -19,7 +19,7 @@ from specfit.functional.likelihood import Likelihood
 from specfit.functional.points import plan_nodes, points_of_mean_density
 from specfit.functional.result import FunctionalFit, answer
 from specfit.functional.search import Found, finish_with_minuit, lowest_from, lowest_of_starts
-from specfit.masks import left_out_bins
+from specfit.masks import describe_gaps, left_out_bins
 from specfit.spectrum import Spectrum
 
 CENTRES = ("integrate", "iterate")
@@ -61,7 +61,7 @@ def functional_fit(
         function: What is fitted: `ErfExpSum(n_components, ranges)`, `DijetFunction(sqrt_s)`, `ExpPolynomial(degree)`.
         centres: `"integrate"` integrates the density over bins; `"iterate"` (`ErfExpSum` only) takes it at recomputed
             centres.
-        mask: Bins to leave out, see `SpectrumFitter.fit`; the function is drawn through.
+        mask: Bins to leave out beside gaps, see `SpectrumFitter.fit`; the function is drawn through.
         starts: How many points the search starts from. One alone may end in a false minimum, with 5 components one in
             twenty does: a small p-value with the right form asks for more starts.
         rng: Draws the starting points. None takes the same evenly spread points at every call.
@@ -86,7 +86,7 @@ def functional_fit(
             f"spectrum: one spectrum is expected, {len(read.counts)} came; fit them with functional_fit_many"
         )
     unit = read.content_per_event.view(1, 1)
-    events, left_out = Spectrum(read.counts / unit[0], read.edges), left_out_bins(read, mask)
+    events, left_out = Spectrum(read.counts / unit[0], read.edges, gaps=read.gaps), left_out_bins(read, mask)
     if centres == "iterate":
         end = _fit_iterated(events, left_out, _check_iterable(function), starts, rng)
     else:
@@ -142,6 +142,7 @@ def _result(end: _End, read: Spectrum, unit: Tensor, starts: int) -> FunctionalF
     limited = [name for name, sits in zip(names, found.at_limit[0].tolist(), strict=True) if sits]
     if limited:
         text += f"; at a limit: {', '.join(limited)} (widen the ranges or take fewer components)"
+    text = "; ".join([text, *describe_gaps(read)])
     fit = BackgroundFit(
         spectrum=read,
         background=found.background[0],

@@ -18,7 +18,7 @@ from specfit.functional.function import Function, FunctionOnBins
 from specfit.functional.likelihood import Likelihood
 from specfit.functional.result import Answer, FunctionalFits, answer
 from specfit.functional.search import lowest_of_starts
-from specfit.masks import left_out_bins
+from specfit.masks import describe_gaps, left_out_bins
 from specfit.spectrum import Spectrum
 
 # So many descents advance together; more would only need more memory.
@@ -46,7 +46,7 @@ def functional_fit_many(
             anything else that `specfit.read` takes.
         edges: Bin edges for bare counts.
         function: What is fitted: `ErfExpSum(n_components, ranges)`, `DijetFunction(sqrt_s)`, `ExpPolynomial(degree)`.
-        mask: Bins to leave out, see `SpectrumFitter.fit`; the function is drawn through.
+        mask: Bins to leave out beside gaps, see `SpectrumFitter.fit`; the function is drawn through.
         starts: How many points each search starts from.
         rng: Draws the starting points. None takes the same evenly spread points at every call.
 
@@ -65,7 +65,7 @@ def functional_fit_many(
     read = io.read(spectra, edges)
     if not read.is_batch:
         variances = None if read.variances is None else read.variances[None]
-        read = Spectrum(read.counts[None], read.edges, variances=variances)
+        read = Spectrum(read.counts[None], read.edges, variances=variances, gaps=read.gaps)
     unit, left_out = read.content_per_event, left_out_bins(read, mask)
     on_bins = function.on(read.edges)
     rows = max(1, DESCENTS_AT_A_TIME // starts)
@@ -100,6 +100,7 @@ def _result(
     text = f"Fisher scoring: {int(converged.sum())} of {len(converged)} spectra converged"
     if not converged.all():
         text += "; for the others give more starts, fewer components or other ranges"
+    text = "; ".join([text, *describe_gaps(read)])
     names = function.names
     fit = BackgroundFit(
         spectrum=read,

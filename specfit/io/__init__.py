@@ -11,12 +11,14 @@ What to use when:
 ending             holds                                        edges                   a batch
 =================  ===========================================  ======================  =========
 `.npy`             counts                                       must be given           yes
-`.npz`             arrays `counts`, `edges` and `variances`     inside (may be given)   yes
+`.npz`             arrays `counts`, `edges`, `variances`,       inside (may be given)   yes
+                   `gaps`
 `.csv`             `low_edge,high_edge,content[,variance]`      inside                  no
 `file.root:path`   one TH1                                      inside                  no
 =================  ===========================================  ======================  =========
 
-Contents are events per bin. Under- and overflow bins are left out. Nothing is ever unpickled. A file is written under a
+A `.csv` or `.npz` file may have gaps, bins in which nothing was measured; a histogram cannot. Contents are events per
+bin. Under- and overflow bins are left out. Nothing is ever unpickled. A file is written under a
 temporary name and then renamed, so that a reader never meets half of one.
 """
 

@@ -1,6 +1,7 @@
 """Histogram objects: anything with axes and values (hist, boost-histogram, uproot, other UHI objects) and `hist.Hist`.
 
-Flow bins are left out on the way in and zero on the way out.
+Flow bins are left out on the way in and zero on the way out. A histogram cannot say that nothing was measured in a
+bin: a spectrum with empty gaps is refused, a background that was interpolated over them is not.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def to_hist(spectrum: Spectrum) -> hist.Hist[Any]:
     """Returns a `hist.Hist`, with an axis of equal bins where they are, and weighted storage where there are variances.
 
     Raises:
-        InputError: `spectrum` is a batch.
+        InputError: `spectrum` is a batch, or has gaps with nothing in them.
 
     Example:
         >>> to_hist(Spectrum([40, 30], edges=[0, 1, 2])).sum()
@@ -74,7 +75,7 @@ def refill(histogram: Any, spectrum: Spectrum) -> Any:
     What is not from hist or boost-histogram becomes a `hist.Hist`.
 
     Raises:
-        InputError: `spectrum` is a batch or has another number of bins.
+        InputError: `spectrum` is a batch, has another number of bins, or gaps with nothing in them.
     """
     import boost_histogram
 
@@ -99,6 +100,12 @@ def _filled(histogram: H, spectrum: Spectrum) -> H:
     if spectrum.is_batch:
         raise InputError(
             f"spectrum: a batch of {len(spectrum.counts)} spectra came, a histogram holds one; take one of them"
+        )
+    if spectrum.gaps is not None and not (spectrum.counts[spectrum.gaps] > 0).all():
+        (low, high), *_ = spectrum.gap_intervals
+        raise InputError(
+            f"spectrum: nothing was measured from {low:g} to {high:g}, which a histogram can only show as empty bins; "
+            "write .csv or .npz, or take one histogram for each side of the gap"
         )
     view: Any = histogram.view(flow=False)
     counts = spectrum.counts.detach().cpu().numpy()

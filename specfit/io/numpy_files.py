@@ -1,4 +1,4 @@
-"""`.npy` (counts) and `.npz` (arrays named counts, edges, variances), never unpickled."""
+"""`.npy` (counts) and `.npz` (arrays named counts, edges, variances, gaps), never unpickled."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def read_npy_edges(place: Place) -> npt.NDArray[Any]:
 
 
 def read_npz(place: Place) -> RawSpectrum:
-    """Reads the arrays `counts`, `edges` and `variances` of a `.npz` file; only `counts` must be there."""
-    arrays = _load_npz(place, "counts", "edges", "variances")
+    """Reads the arrays `counts`, `edges`, `variances` and `gaps` of a `.npz` file; only `counts` must be there."""
+    arrays = _load_npz(place, "counts", "edges", "variances", "gaps")
     counts = _required(arrays, "counts")
     missing = f"the .npz file has no array named edges (it holds {_listed(arrays)})"
-    return RawSpectrum(counts, arrays.get("edges"), arrays.get("variances"), edges_missing=missing)
+    variances, gaps = arrays.get("variances"), arrays.get("gaps")
+    return RawSpectrum(counts, arrays.get("edges"), variances, edges_missing=missing, gaps=gaps)
 
 
 def read_npz_edges(place: Place) -> npt.NDArray[Any]:
@@ -47,10 +48,12 @@ def write_npy(spectrum: Spectrum, place: Place) -> None:
 
 
 def write_npz(spectrum: Spectrum, place: Place) -> None:
-    """Writes counts, edges and, where there are any, variances."""
+    """Writes counts, edges and, where there are any, variances and gaps."""
     arrays = {"counts": _array(spectrum.counts), "edges": _array(spectrum.edges)}
     if spectrum.variances is not None:
         arrays["variances"] = _array(spectrum.variances)
+    if spectrum.gaps is not None:
+        arrays["gaps"] = _array(spectrum.gaps)
     with place.file.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 

@@ -66,7 +66,8 @@ def read(
     Args:
         source: A path (`.npy`, `.npz`, `.csv`, `file.root:path`), a one-dimensional histogram object (hist,
             boost-histogram, uproot, any with axes and values), a tuple `(counts, edges)` or
-            `(counts, edges, variances)`, an array of counts, or a Spectrum, which is returned as it is.
+            `(counts, edges, variances)`, an array of counts, or a Spectrum, which is returned as it is. Rows that a
+            `.csv` leaves out in between become `gaps` of the spectrum, filled with bins like those on either side.
         edges: Bin edges for a source that has none, as `parse_edges` takes them. For a source with its own edges they
             must agree with these; the own ones stay.
         variances: Variances for a source that has none, same shape as the counts.
@@ -93,7 +94,8 @@ def read(
             raise InputError("variances: the source has its own; leave the argument out")
         if isinstance(source, Spectrum) and variances is None:
             return source
-        return Spectrum(raw.counts, limits, variances=raw.variances if variances is None else variances)
+        spread = raw.variances if variances is None else variances
+        return Spectrum(raw.counts, limits, variances=spread, gaps=raw.gaps)
     except InputError as error:
         if not _is_path(source):
             raise
@@ -109,7 +111,7 @@ def parse_edges(source: ArrayLike | str | os.PathLike[str]) -> Tensor:
     Args:
         source: `lo:hi:n` for n equal bins, `lo:hi:n:log` for n bins of equal ratio, a file of edges (`.npy`, `.npz`
             with an array `edges`, `.csv` or `.txt` with one row or column of edges or with columns low_edge and
-            high_edge, the histogram `file.root:path`), or an array.
+            high_edge, the histogram `file.root:path`), or an array. Gaps of a table are filled as by `read`.
 
     Raises:
         InputError: The text is none of these, or the edges do not increase strictly.
@@ -134,7 +136,8 @@ def parse_edges(source: ArrayLike | str | os.PathLike[str]) -> Tensor:
 
 def _take(source: Any) -> RawSpectrum:
     if isinstance(source, Spectrum):
-        return RawSpectrum(source.counts, source.edges, source.variances)
+        gaps = None if source.gaps is None else source.gaps.numpy()
+        return RawSpectrum(source.counts, source.edges, source.variances, gaps=gaps)
     if _is_path(source):
         return _take_file(locate(source))
     if is_histogram(source):

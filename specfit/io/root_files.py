@@ -47,7 +47,8 @@ def write_root(spectrum: Spectrum, place: Place) -> None:
     """Writes a TH1D, into the file if it has content already, with fSumw2 where there are variances.
 
     Raises:
-        InputError: The path inside is missing, taken by something else than a TH1, or the file cannot be extended.
+        InputError: The path inside is missing, taken by something else than a TH1, the file cannot be extended, or the
+            spectrum has gaps with nothing in them.
     """
     import uproot
 

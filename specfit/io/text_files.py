@@ -2,7 +2,8 @@
 
 A header line names the columns: `low_edge`, `high_edge`, `content` and, if there is one, `variance` (or `uncertainty`
 or `error`, which is squared); other columns are ignored. Without a header these three columns are expected alone.
-Blank lines and lines that begin with `#` are skipped.
+Blank lines and lines that begin with `#` are skipped. Where rows leave out an interval, a vetoed region say, the
+spectrum has a gap; writing leaves out the same rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from specfit.errors import InputError
 from specfit.io.files import Place
-from specfit.io.raw import RawSpectrum, join_bins
+from specfit.io.raw import RawSpectrum, join_table
 from specfit.spectrum import Spectrum
 
 BIN_COLUMNS = ("low_edge", "high_edge")
@@ -58,7 +59,8 @@ def read_csv(place: Place) -> RawSpectrum:
     """Reads a table of bins.
 
     Raises:
-        InputError: A column is missing, a cell is no number, or bins do not join; with the line.
+        InputError: A column is missing, a cell is no number, or bins overlap, follow each other in no order, or leave
+            out more than they hold; with the line.
     """
     table = _read_table(place)
     if table.header is None and len(table.rows[0]) != len(COLUMNS):
@@ -67,11 +69,20 @@ def read_csv(place: Place) -> RawSpectrum:
             f"{', '.join(COLUMNS)} among the names"
         )
     low, high, content = table.columns(COLUMNS)
-    return RawSpectrum(content, join_bins(low, high, table.lines), _variances(table))
+    joined, variances = join_table(low, high, table.lines), _variances(table)
+    return RawSpectrum(
+        joined.spread(content),
+        joined.edges,
+        None if variances is None else joined.spread(variances),
+        gaps=joined.gaps,
+    )
 
 
 def read_text_edges(place: Place) -> Floats:
-    """Reads edges: one row or one column of numbers, or a table with the columns low_edge and high_edge."""
+    """Reads edges: one row or one column of numbers, or a table with the columns low_edge and high_edge.
+
+    Gaps of a table become bins, as in `read_csv`.
+    """
     table = _read_table(place)
     widest = max(map(len, table.rows))
     if widest == 1:
@@ -79,11 +90,11 @@ def read_text_edges(place: Place) -> Floats:
     if len(table.rows) == 1:
         return np.array([_number(table.rows[0], i, table.lines[0]) for i in range(widest)])
     low, high = table.columns(BIN_COLUMNS)
-    return join_bins(low, high, table.lines)
+    return join_table(low, high, table.lines).edges
 
 
 def write_csv(spectrum: Spectrum, place: Place) -> None:
-    """Writes a table of bins with every digit that float64 needs."""
+    """Writes a table of bins with every digit that float64 needs, without those in gaps."""
     columns = {
         "low_edge": spectrum.edges[:-1],
         "high_edge": spectrum.edges[1:],
@@ -94,7 +105,7 @@ def write_csv(spectrum: Spectrum, place: Place) -> None:
     with place.file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        writer.writerows(zip(*(column[spectrum.measured].tolist() for column in columns.values()), strict=True))
 
 
 def _read_table(place: Place) -> Table:

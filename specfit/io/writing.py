@@ -32,8 +32,8 @@ HOLDS_A_BATCH = (".npy", ".npz")
 def write(spectrum: Spectrum, path: str | os.PathLike[str]) -> Path:
     """Writes a spectrum by the ending of `path`; what `read` makes of the file is the same spectrum.
 
-    A `.npy` file holds the counts only. A file of the same name is replaced in one step; a ROOT file keeps everything
-    else that it holds.
+    A `.npy` file holds the counts only; a `.csv` file leaves out the rows of gaps, and `read` fills them anew. A file
+    of the same name is replaced in one step; a ROOT file keeps everything else that it holds.
 
     Args:
         spectrum: What to write; a batch only to `.npy` or `.npz`.

@@ -62,6 +62,7 @@ class Contents:
         truth: Background from which the data were sampled, where it is known.
         significance: Significance of each bin.
         mask: True where a refit did not believe the data.
+        gaps: True where there are none; data and error bars are NaN there.
     """
 
     edges: np.ndarray
@@ -73,6 +74,7 @@ class Contents:
     truth: np.ndarray | None
     significance: np.ndarray
     mask: np.ndarray
+    gaps: np.ndarray
 
     @classmethod
     def of(cls, fit: DrawableFit, truth: ArrayLike | None) -> Contents:
@@ -87,18 +89,20 @@ class Contents:
         expected = None if truth is None else to_numpy(as_float64(truth, "truth"))
         if expected is not None and expected.shape != counts.shape:
             raise InputError(f"truth: shape {counts.shape} is expected as for the spectrum, {expected.shape} came")
-        low, high = _error_bars(fit.spectrum)
+        gaps = ~to_numpy(fit.spectrum.measured)
+        low, high = (np.where(gaps, np.nan, end) for end in _error_bars(fit.spectrum))
         unit = np.diff(edges) if is_density(fit.spectrum) else np.ones_like(counts)
         return cls(
             edges=edges,
-            data=counts / unit,
+            data=np.where(gaps, np.nan, counts) / unit,
             low=low / unit,
             high=high / unit,
             background=to_numpy(fit.background) / unit,
             uncertainty=to_numpy(fit.uncertainty) / unit,
             truth=None if expected is None else expected / unit,
             significance=to_numpy(fit.significance),
-            mask=to_numpy(fit.mask).astype(bool),
+            mask=to_numpy(fit.mask).astype(bool) & ~gaps,
+            gaps=gaps,
         )
 
     @property

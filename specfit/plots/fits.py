@@ -16,7 +16,7 @@ import numpy as np
 from specfit.arrays import ArrayLike
 from specfit.errors import InputError
 from specfit.plots.contents import Contents, DrawableFit, is_density
-from specfit.plots.look import BAND, DATA, EMPTY, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x
+from specfit.plots.look import BAND, DATA, EMPTY, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,9 +37,9 @@ def draw_fit(
 ) -> Figure:
     """Draws data, background with its band of one standard deviation, and below them the significance of each bin.
 
-    Masked bins are hatched and their points hollow. On a logarithmic axis an empty bin shows its upper error only, in
-    grey. Beyond a significance of 15 the lower panel is logarithmic outside ±3. A fit that did not converge says so
-    above the picture.
+    Masked bins are hatched and their points hollow; gaps are grey, with the interpolated background alone. On a
+    logarithmic axis an empty bin shows its upper error only, in grey. Beyond a significance of 15 the lower panel is
+    logarithmic outside ±3. A fit that did not converge says so above the picture.
 
     Args:
         fit: One fit (of a batch, take `fit[i]`).
@@ -130,6 +130,8 @@ def _two_panels() -> tuple[Axes, Axes]:
 def _draw_panels(contents: Contents, top: Axes, bottom: Axes, *, font: int) -> dict[str, Any]:
     """Fills both panels; returns the handles of a legend by label."""
     handles = _draw_events(contents, top, scale=font / 14) | _draw_mask(contents, top, bottom)
+    if contents.gaps.any():
+        handles["No data"], _ = (shade(ax, contents.edges, contents.gaps) for ax in (top, bottom))
     _draw_significance(contents, bottom)
     if contents.needs_log:
         top.set_yscale("log")
@@ -164,7 +166,7 @@ def _draw_points(contents: Contents, ax: Axes, *, scale: float) -> Any:
     kinds = {
         "Empty": (absent, EMPTY, "none"),
         "Masked data": (c.mask & ~absent, DATA, "white"),
-        "Data": (~c.mask & ~absent, DATA, DATA),
+        "Data": (~c.mask & ~absent & ~c.gaps, DATA, DATA),
     }
     points = {}
     for label, (chosen, color, inside) in kinds.items():
@@ -187,12 +189,7 @@ def _draw_mask(contents: Contents, *axes: Axes) -> dict[str, Any]:
     """Hatches the masked bins over the full height of each panel."""
     if not contents.mask.any():
         return {}
-    full = np.where(contents.mask, 1.0, np.nan)
-    look: dict[str, Any] = {"facecolor": "#EEEEEE", "edgecolor": "#BBBBBB", "hatch": "////", "linewidth": 0.0}
-    patches = [
-        ax.stairs(full, contents.edges, fill=True, transform=ax.get_xaxis_transform(), label="Masked", zorder=0, **look)
-        for ax in axes
-    ]
+    patches = [shade(ax, contents.edges, contents.mask, label="Masked", hatch="////") for ax in axes]
     return {"Masked": patches[0]}
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "dress",
     "number",
     "scale_x",
+    "shade",
 ]
 
 import math
@@ -70,6 +71,30 @@ def scale_x(ax: Axes, edges: np.ndarray) -> None:
         ax.xaxis.set_minor_locator(LogLocator(subs=range(1, 10)))
         ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(edges[0], edges[-1])
+
+
+def shade(ax: Axes, edges: np.ndarray, chosen: np.ndarray, *, label: str = "No data", hatch: str = "") -> Any:
+    """Colours some bins grey over the full height of a panel, behind everything else.
+
+    Args:
+        ax: Where.
+        edges: Bin edges, shape `(n_bins + 1,)`.
+        chosen: True for the bins, shape `(n_bins,)`.
+        label: Name in a legend.
+        hatch: Pattern, as matplotlib names it.
+    """
+    return ax.stairs(
+        np.where(chosen, 1.0, np.nan),
+        edges,
+        fill=True,
+        transform=ax.get_xaxis_transform(),
+        label=label,
+        zorder=0,
+        facecolor="#EEEEEE",
+        edgecolor="#BBBBBB",
+        hatch=hatch,
+        linewidth=0.0,
+    )
 
 
 def add_legend(

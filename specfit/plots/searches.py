@@ -4,16 +4,19 @@ from __future__ import annotations
 
 __all__ = ["draw_limits", "draw_local_p", "draw_search"]
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specfit.plots.look import BAND, DATA, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x
+from specfit.plots.look import BAND, DATA, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# A line is broken over bins that are left out where its step exceeds both neighbouring ones by this factor.
+LONG_STEP = 1.5
 # Colours that everyone knows for one and two standard deviations of an expected limit, told apart in grey too.
 ONE_SIGMA, TWO_SIGMA = "#7FC97F", "#FFE08A"
 SMALLEST_P = 1e-300
@@ -21,6 +24,8 @@ SMALLEST_P = 1e-300
 
 def draw_search(result: Any, *, x_label: str = "x") -> Figure:
     """Draws a `ScanResult`: data with background and best signal, excess over background, local p-values, limits.
+
+    Gaps of the spectrum are grey in every panel.
 
     Args:
         result: The scan.
@@ -32,7 +37,11 @@ def draw_search(result: Any, *, x_label: str = "x") -> Figure:
     grid = figure.add_gridspec(4, 1, height_ratios=(3, 1.3, 2, 2), hspace=0.02)
     top = figure.add_subplot(grid[0])
     panels = [top, *(figure.add_subplot(grid[i], sharex=top) for i in range(1, 4))]
-    edges = result.spectrum.edges.numpy()
+    edges, gaps = result.spectrum.edges.numpy(), ~result.spectrum.measured.numpy()
+    if gaps.any():
+        for ax in panels:
+            # A name that begins with an underscore stays out of legends.
+            shade(ax, edges, gaps, label="No data" if ax is top else "_No data")
     _draw_events(result, panels[0])
     _draw_excess(result, panels[1])
     draw_local_p(result, ax=panels[2])
@@ -49,6 +58,8 @@ def draw_search(result: Any, *, x_label: str = "x") -> Figure:
 def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
     """Draws the local p-value of each mass, the best of several widths, with lines at whole standard deviations.
 
+    The line ends where bins are left out and no signal was tried.
+
     Args:
         result: A `ScanResult`.
         ax: Where; None makes a figure.
@@ -57,7 +68,7 @@ def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
     mass, best = _best_of_widths(result)
     z = result.local_z.numpy()[best]
     p = np.maximum(result.local_p.numpy()[best], SMALLEST_P)
-    ax.plot(mass, p, color=DATA, linewidth=1.3)
+    ax.plot(*_broken(result, mass, p), color=DATA, linewidth=1.3)
     ax.set_yscale("log")
     highest = max(3.0, float(z.max()) + 0.7)
     for sigma in range(1, int(highest) + 1):
@@ -88,11 +99,13 @@ def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
     ax = ax or _axes()
     mass, chosen = _best_of_widths(result, narrowest=True)
     observed, expected = result.limit.numpy()[chosen], result.expected_limits.numpy()[chosen]
-    ax.fill_between(mass, expected[:, 0], expected[:, 4], color=TWO_SIGMA, linewidth=0, label=r"$\pm 2\sigma$")
-    ax.fill_between(mass, expected[:, 1], expected[:, 3], color=ONE_SIGMA, linewidth=0, label=r"$\pm 1\sigma$")
-    ax.plot(mass, expected[:, 2], color=DATA, linestyle="--", linewidth=1, label="expected")
-    ax.plot(mass, observed, color=DATA, linewidth=1.3, label="observed")
-    if observed.min() > 0 and observed.max() > 20 * observed.min():
+    needs_log = observed.min() > 0 and observed.max() > 20 * observed.min()
+    (x, observed), (_, expected) = (_broken(result, mass, values) for values in (observed, expected))
+    ax.fill_between(x, expected[:, 0], expected[:, 4], color=TWO_SIGMA, linewidth=0, label=r"$\pm 2\sigma$")
+    ax.fill_between(x, expected[:, 1], expected[:, 3], color=ONE_SIGMA, linewidth=0, label=r"$\pm 1\sigma$")
+    ax.plot(x, expected[:, 2], color=DATA, linestyle="--", linewidth=1, label="expected")
+    ax.plot(x, observed, color=DATA, linewidth=1.3, label="observed")
+    if needs_log:
         ax.set_yscale("log")
     dress(ax, y_label=f"{100 * result.level:g} % CLs limit [events]", font=12)
     add_legend(ax, font=9)
@@ -100,7 +113,8 @@ def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
 
 
 def _draw_events(result: Any, ax: Axes) -> None:
-    edges, counts = result.spectrum.edges.numpy(), result.spectrum.counts.numpy()
+    edges, measured = result.spectrum.edges.numpy(), result.spectrum.measured.numpy()
+    counts = np.where(measured, result.spectrum.counts.numpy(), np.nan)
     variances, widths = result.spectrum.variances, np.diff(edges)
     per = widths if widths.max() > 1.2 * widths.min() else np.ones_like(widths)
     background, signal = result.background.numpy(), result.signal.numpy()
@@ -155,6 +169,16 @@ def _best_of_widths(result: Any, *, narrowest: bool = False) -> tuple[np.ndarray
     order = np.lexsort((score, of_mass))
     last = np.append(np.flatnonzero(np.diff(of_mass[order])), len(order) - 1)
     return masses, order[last]
+
+
+def _broken(result: Any, mass: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Puts NaN, where a line ends, between masses with bins that are left out and more than a usual step between."""
+    edges, mask = result.spectrum.edges.numpy(), result.mask.numpy()
+    steps = np.diff(mass)
+    usual = np.maximum(np.append(steps[1:], 0.0), np.insert(steps[:-1], 0, 0.0)) if steps.size else steps
+    hidden = [bool((mask & (edges[:-1] >= a) & (edges[1:] <= b)).any()) for a, b in itertools.pairwise(mass)]
+    at = np.flatnonzero(np.array(hidden, dtype=bool) & (steps > LONG_STEP * usual)) + 1
+    return np.insert(mass, at, np.nan), np.insert(values, at, np.nan, axis=0)
 
 
 def _tail(sigma: float) -> float:

@@ -155,7 +155,8 @@ def injection_chain(
     signals = gaussian_hypotheses(edges, width=width, mass=masses)
     hidden = _share_seen(signals.templates, seen) <= LEAST_SEEN
     if hidden.any():
-        raise InputError(f"mass: the mask covers the signal at {signals.mass[hidden][0]:g}; leave it out of mass")
+        what = "the mask covers" if fit.spectrum.gaps is None else "mask and gaps cover"
+        raise InputError(f"mass: {what} the signal at {signals.mass[hidden][0]:g}; leave it out of mass")
     return make_chain(fitter, fit, hypotheses=signals, left_out=mask)
 
 

@@ -26,6 +26,7 @@ from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter
 from specfit.io.files import check_readable, replacing, write_json
+from specfit.masks import left_out_bins
 from specfit.parallel import on_all_cores
 from specfit.search.chain import Chain
 from specfit.search.excess import global_p_of_largest
@@ -134,7 +135,7 @@ def scan_many(
         mass: Masses to try.
         hypotheses: Signals of any shape.
         known: Peaks that are fitted beside every hypothesis.
-        mask: Bins to leave out.
+        mask: Bins to leave out beside gaps.
         seed: Decides the samples behind the global p-values.
         store: Folder that keeps finished pieces; the same call goes on there.
         progress: Called with the number of spectra that are done and of all.
@@ -143,7 +144,7 @@ def scan_many(
         InputError: A row is no spectrum (the message says which), or an argument cannot be used.
     """
     fitter = find_fitter(checkpoint)
-    rows, limits = _rows(spectra, edges, fitter)
+    rows, limits, mask = _rows(spectra, edges, mask, fitter)
     searcher = _Searcher(fitter, limits, mask, seed)
     first = searcher.fit(rows, Chunk(0, 0, 1))
     options: dict[str, Any] = {"width": width, "mass": mass, "hypotheses": hypotheses, "known": known}
@@ -210,8 +211,10 @@ class _Searcher:
         return global_p_of_largest(chain, z, counts, rate=background, basis=basis, seed=seed, samples=SAMPLES)
 
 
-def _rows(spectra: Any, edges: ArrayLike | None, fitter: SpectrumFitter) -> tuple[Any, ArrayLike | None]:
-    """Returns something that gives rows of counts when it is sliced, and edges."""
+def _rows(
+    spectra: Any, edges: ArrayLike | None, mask: ArrayLike | None, fitter: SpectrumFitter
+) -> tuple[Any, ArrayLike | None, ArrayLike | None]:
+    """Returns something that gives rows of counts when it is sliced, edges, and what to leave out, gaps included."""
     if isinstance(spectra, str | Path) and str(spectra).endswith(".npy"):
         check_readable(Path(spectra))
         rows = np.load(spectra, mmap_mode="r", allow_pickle=False)
@@ -222,10 +225,15 @@ def _rows(spectra: Any, edges: ArrayLike | None, fitter: SpectrumFitter) -> tupl
         read = io.read(spectra, edges, default_edges=fitter.edges)
         if read.is_weighted:
             raise InputError("spectra: weighted contents came; `scan` takes them, one at a time")
-        rows, limits = np.atleast_2d(read.counts.numpy()), read.edges
+        rows, limits = np.atleast_2d(read.counts.masked_fill(~read.measured, 0.0).numpy()), read.edges
+        if read.gaps is not None:
+            left_out = left_out_bins(read, mask)
+            if (left_out != left_out[:1]).any():
+                raise InputError("mask: the same bins are expected in every spectrum of a search")
+            mask = left_out[0]
     if rows.ndim != 2 or len(rows) == 0:
         raise InputError(f"spectra: shape (n_spectra, n_bins) is expected, {rows.shape} came")
-    return rows, limits
+    return rows, limits, mask
 
 
 def _card(chain: Chain, rows: Any, seed: int) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class ScanResult:
         background: Expected background events per bin at the best hypothesis, shape `(n_bins,)`.
         signal: Events per bin of its signal, shape `(n_bins,)`.
         known: Peaks that were fitted beside it.
-        mask: True for bins that were left out, shape `(n_bins,)`.
+        mask: True for bins that were left out, gaps included, shape `(n_bins,)`.
         converged: Whether the background could be fitted; see `message`.
         message: How, and what to do if not.
     """
@@ -119,7 +119,8 @@ class ScanResult:
         i = self.best
         return {
             "events": self.spectrum.total.item(),
-            "bins": self.spectrum.n_bins,
+            "bins": int(self.spectrum.measured.sum()),
+            "gaps": self.spectrum.gap_intervals,
             "hypotheses": len(self.mass),
             "mass": self.mass[i].item(),
             "width": self.width[i].item(),

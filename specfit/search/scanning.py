@@ -72,7 +72,8 @@ def scan(
         mass: Masses to try; None takes steps of half a width through the range.
         hypotheses: Signals of any shape instead of `width` and `mass` (`template_hypotheses`).
         known: Peaks, as (mass, standard deviation), that are fitted beside every hypothesis.
-        mask: Bins to leave out, see `SpectrumFitter.fit`.
+        mask: Bins to leave out, see `SpectrumFitter.fit`. Gaps are left out too, and signals of which less than 30 %
+            lie beside all that are not tried.
         n_toys: Pseudo-experiments without signal on which the whole chain is repeated.
         level: Confidence level of the limits.
         seed: Decides the pseudo-experiments.
@@ -160,7 +161,8 @@ def make_chain(
     out = out[0]
     seen = (signals.templates * ~out).sum(-1) > LEAST_SEEN * signals.templates.sum(-1)
     if not seen.any():
-        raise InputError("mask: it covers every signal that was to be looked for; leave some bins")
+        covers = "mask: it covers" if fit.spectrum.gaps is None else "mask and gaps of the spectrum: they cover"
+        raise InputError(f"{covers} every signal that was to be looked for; leave some bins")
     return Chain(fitter, edges, signals[seen], _templates_of(known, edges), out)
 
 

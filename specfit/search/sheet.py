@@ -60,7 +60,8 @@ class ValidationSheet:
             "passed": self.passed,
             "spectrum": {
                 "events": self.spectrum.total.item(),
-                "bins": self.spectrum.n_bins,
+                "bins": int(self.spectrum.measured.sum()),
+                "gaps": self.spectrum.gap_intervals,
                 "low": self.spectrum.edges[0].item(),
                 "high": self.spectrum.edges[-1].item(),
                 "weighted": self.spectrum.is_weighted,

@@ -93,10 +93,11 @@ def page(sheet: Mapping[str, Any], pictures: Mapping[str, bytes], *, title: str 
 
 def _facts(sheet: Mapping[str, Any]) -> str:
     about = sheet["spectrum"]
+    gaps = "".join(f", without {low:g} to {high:g}" for low, high in about["gaps"])
     return (
         f"{about['events']:.6g} {'weighted events' if about['weighted'] else 'events'} in {about['bins']} bins from "
-        f"{about['low']:g} to {about['high']:g}; {sheet['pseudo_experiments']} pseudo-experiments at these statistics "
-        f"for each background and each signal on it"
+        f"{about['low']:g} to {about['high']:g}{gaps}; {sheet['pseudo_experiments']} pseudo-experiments at these "
+        f"statistics for each background and each signal on it"
     )
 
 

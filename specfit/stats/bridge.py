@@ -50,7 +50,8 @@ def background_sample(
         form: `"log"` or `"linear"`.
 
     Raises:
-        InputError: A batch, weighted contents, a background of zero with `form="log"`, or bins that do not fit.
+        InputError: A batch, weighted contents, a background of zero with `form="log"`, or bins that do not fit or
+            lie in a gap of the spectrum.
 
     Returns:
         The sample, to be put into `channels[...].samples`.
@@ -62,6 +63,8 @@ def background_sample(
     chosen = slice(None) if bins is None else bins if isinstance(bins, slice) else torch.as_tensor(bins)
     if isinstance(chosen, torch.Tensor) and (chosen.dtype != torch.bool or chosen.shape != (fit.spectrum.n_bins,)):
         raise InputError(f"bins: a mask of {fit.spectrum.n_bins} bins is expected, {tuple(chosen.shape)} came")
+    if not fit.spectrum.measured[chosen].all():
+        raise InputError("bins: nothing was measured in some of them; leave gaps out, with bins=fit.spectrum.measured")
     background, factor = fit.background[chosen], _orthogonal(fit.factor[chosen])
     if form == "log":
         if not (background > 0).all():
