@@ -6,7 +6,7 @@ kind of object it was given. Both take one spectrum or a batch on the same edges
 
 from __future__ import annotations
 
-__all__ = ["REFITS", "EdgesMismatchError", "SpectrumFitter", "smooth_background"]
+__all__ = ["REFITS", "EdgesMismatchError", "SpectrumFitter", "refit_rule", "smooth_background"]
 
 import functools
 from pathlib import Path
@@ -22,13 +22,8 @@ from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.fitter import Refit, refit_signals, refit_talk, refit_windows
 from specfit.guard import judge
-<<<<<<< HEAD
-from specfit.masks import bridged, left_out_bins
-from specfit.net import BackgroundNet, CalibratedNet, Prediction
-=======
 from specfit.masks import bridged, describe_gaps, left_out_bins
-from specfit.net import BackgroundNet, Prediction
->>>>>>> main
+from specfit.net import BackgroundNet, CalibratedNet, Prediction
 from specfit.parallel import on_all_cores
 from specfit.spectrum import Spectrum
 
@@ -99,7 +94,7 @@ class SpectrumFitter:
         Raises:
             EdgesMismatchError: The edges are not those of the checkpoint; says how to train for them.
         """
-        rule = _refit_rule(refit, self.net)
+        rule = refit_rule(refit, self.net)
         read, note = self._read(spectrum, edges)
         self._check_edges(read)
         counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
@@ -121,7 +116,7 @@ class SpectrumFitter:
             mask=masks[take],
             iterations=iterations[take],
             converged=converged[take],
-            message="; ".join([results[0][1].message, *note, *reasons]),
+            message="; ".join([results[0][1].message, *_describe([r for _, r in results]), *note, *reasons]),
         )
 
     def _fit_some(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
@@ -215,6 +210,19 @@ def _turn_on_unit(spectrum: Spectrum) -> float:
     return float(spectrum.centers[density.argmax()].abs().clamp(min=1e-6)) / 400
 
 
+def _describe(refits: list[Refit]) -> list[str]:
+    """Says what was masked for which signals; of many spectra only how many there were."""
+    found, size = [one for refit in refits for one in refit.found], sum(len(refit.mask) for refit in refits)
+    if size > 1:
+        n_spectra = sum(len({one.row for one in refit.found}) for refit in refits)
+        return [f"masked {n_spectra} of {size} spectra"] if n_spectra else []
+    return [
+        f"masked around {one.mass:.4g}: {one.local_z:.1f} sigma of a signal {one.width:.2g} wide beside the background "
+        f"(p = {one.p_value:.1g} anywhere)"
+        for one in found
+    ]
+
+
 def _predict_masked(net: BackgroundNet, edges: Tensor, counts: Tensor, mask: Tensor) -> Prediction:
     return net.predict(counts, edges=edges, mask=mask)
 
@@ -223,7 +231,12 @@ def _on_cpu(prediction: Prediction) -> Prediction:
     return Prediction(*(part.cpu() for part in prediction))
 
 
-def _refit_rule(refit: RefitRule, net: BackgroundNet) -> str | None:
+def refit_rule(refit: RefitRule, net: BackgroundNet) -> str | None:
+    """Returns the rule that `refit` stands for with this net, None for none.
+
+    Raises:
+        InputError: There is no such rule, or the net cannot follow it.
+    """
     if refit is None or refit is False:
         return None
     if refit is True:

@@ -24,7 +24,7 @@ from numpy.lib.format import open_memmap
 from specfit import io
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
-from specfit.inference import REFITS, EdgesMismatchError, SpectrumFitter
+from specfit.inference import EdgesMismatchError, SpectrumFitter, refit_rule
 from specfit.io.files import write_json
 
 # Files of more rows are streamed, this many at a time.
@@ -151,7 +151,7 @@ def _card(fitter: SpectrumFitter, source: str, counts: Any, options: dict[str, A
         "content of the input": [state.st_size, state.st_mtime_ns, *counts.shape],
         "edges": None if edges is None else io.parse_edges(edges).tolist(),
         "mask": [] if mask is None else torch.as_tensor(mask).tolist(),
-        "refit": REFITS[0] if rule is True else rule or None,
+        "refit": refit_rule(rule, fitter.net),
         "net": _digest(fitter),
     }
 

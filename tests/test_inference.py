@@ -75,12 +75,12 @@ def test_masked_bins_enter_neither_deviance_nor_degrees_of_freedom(fitter, count
     assert "refit" in fit.message
 
 
-def test_true_takes_the_default_rule_and_none_takes_no_rule(fitter, counts):
-    by_default, windows = fitter.fit(counts, EDGES), fitter.fit(counts, EDGES, refit="windows")
-    assert torch.equal(by_default.background, windows.background)
+def test_true_takes_the_first_rule_that_the_net_can_follow_and_none_takes_no_rule(fitter, counts):
+    by_default, signals = fitter.fit(counts, EDGES), fitter.fit(counts, EDGES, refit="signals")
+    assert torch.equal(by_default.background, signals.background)
     assert not fitter.fit(counts, EDGES, refit=None).mask.any()
     assert not fitter.fit(counts, EDGES, refit=False).mask.any()
-    with pytest.raises(InputError, match="refit: one of 'windows', 'talk'"):
+    with pytest.raises(InputError, match="refit: one of 'signals', 'windows', 'talk'"):
         fitter.fit(counts, EDGES, refit="nonsense")
 
 

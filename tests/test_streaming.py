@@ -70,7 +70,7 @@ def target(fitter, source, tmp_path):
 def test_a_stopped_run_goes_on_where_it_was(fitter, source, target, tmp_path):
     calls = []
     result = streaming.fit_file(
-        fitter, source, target, progress=lambda done, size: calls.append(done), refit="windows", mask=[]
+        fitter, source, target, progress=lambda done, size: calls.append(done), refit="signals", mask=[]
     )
     assert calls == [32, 48, 64, 70]
     whole = streaming.fit_file(fitter, source, str(tmp_path / "whole.npy"))

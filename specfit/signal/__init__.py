@@ -2,10 +2,33 @@
 
 What to use when:
 
-- `specfit.signal.hypotheses`: Gaussians on a grid of masses, or shapes of one's own.
-- `specfit.signal.score_test`: the significance of every hypothesis from one fit of the background alone; microseconds.
-- `specfit.signal.joint_fit`: background and signal fitted together; exact, for the hypotheses that matter.
+- `gaussian_hypotheses`, `template_hypotheses`, `binwise_hypotheses`: what is looked for.
+- `score_test`: the significance of every hypothesis from one fit of the background alone; microseconds each.
+- `extract`: background and signal fitted together by a net that does not see the signal; `fit_jointly` is one such fit.
 - `specfit.signal.look_elsewhere`: the p-value of the largest significance of many.
 
 The refit masks what these find; `specfit.search` makes limits and pseudo-experiments of them.
 """
+
+__all__ = [
+    "JointFit",
+    "Rows",
+    "ScoreTest",
+    "SignalHypotheses",
+    "binwise_hypotheses",
+    "extract",
+    "fit_jointly",
+    "gaussian_hypotheses",
+    "score_test",
+    "template_hypotheses",
+]
+
+from specfit.signal.extraction import Rows, extract
+from specfit.signal.hypotheses import (
+    SignalHypotheses,
+    binwise_hypotheses,
+    gaussian_hypotheses,
+    template_hypotheses,
+)
+from specfit.signal.joint_fit import JointFit, fit_jointly
+from specfit.signal.score_test import ScoreTest, score_test
