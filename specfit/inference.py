@@ -119,12 +119,23 @@ class SpectrumFitter:
             message="; ".join([results[0][1].message, *_describe([r for _, r in results]), *note, *reasons]),
         )
 
+    def fill(self, counts: Tensor, left_out: Tensor, edges: Tensor) -> Tensor:
+        """Puts a guess of the background into bins that are left out, so that nothing sees what is there.
+
+        Args:
+            counts: Events, shape `(m, n_bins)`.
+            left_out: True for such bins, same shape.
+            edges: Bin edges, shape `(n_bins + 1,)`.
+        """
+        if not left_out.any():
+            return counts
+        # Bridged first by a straight line, then by the net's own answer.
+        counts = bridged(counts, left_out, edges)
+        return torch.where(left_out, self.net.predict(counts, edges=edges, mask=left_out).background, counts)
+
     def _fit_some(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
         counts, edges, left_out = (t.to(self.device) for t in (counts, edges, left_out))
-        if left_out.any():
-            # What was not looked at is bridged first by a straight line, then by the net's own answer.
-            counts = bridged(counts, left_out, edges)
-            counts = torch.where(left_out, self.net.predict(counts, edges=edges, mask=left_out).background, counts)
+        counts = self.fill(counts, left_out, edges)
         prediction, refit = self._refitted(counts, left_out, edges, rule)
         changed = refit.iterations > 0
         if changed.any():

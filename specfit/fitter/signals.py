@@ -4,8 +4,8 @@ In each round
 
 1. the score of every hypothesis is computed from the fit of the background alone (`specfit.signal.score_test`), and the
    p-value of the largest one anywhere (`specfit.signal.look_elsewhere.tube_p_value`);
-2. where that is small, the best signal of each width is fitted beside the background by a net that does not see it
-   (`specfit.signal.extraction`), and the p-value is that of the largest likelihood ratio;
+2. where that is small, the best signals of different widths are fitted beside the background by a net that does not
+   see them (`specfit.signal.extraction`), and the p-value is that of the largest likelihood ratio;
 3. where it is still small, the window of the signal is masked: its bins weigh nothing from then on, the net is shown
    the background of the joint fit there, and answers again.
 """
@@ -24,11 +24,14 @@ from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, 
 from specfit.net import CalibratedNet, LocalModel
 from specfit.signal.extraction import extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
+from specfit.signal.joint_fit import fit_jointly
 from specfit.signal.look_elsewhere import tube_p_value
 from specfit.signal.score_test import score_test
 
 # Standard deviations of a signal that are masked on either side of its mass.
 REACH = 2.75
+# Widths of a signal that are tried with a net that does not see it.
+FEW = 3
 
 
 def refit_signals(
@@ -107,24 +110,41 @@ class _Search:
 
     def significant(self, data: Tensor, mask: Tensor, model: LocalModel, log_rate: Tensor) -> _Significant:
         """Finds the spectra with a significant signal, at most one in each."""
-        n_paths = len(self.paths)
         test = score_test(data, log_rate, model, self.signals, weight=(~mask).to(data))
         of_path = [test.local_z[:, path].max(-1) for path in self.paths]
         number = torch.stack([best.indices + path.start for best, path in zip(of_path, self.paths, strict=True)], 1)
         p_value = self._p_value(torch.stack([best.values for best in of_path], 1).amax(1), test.path_length)
         row = (p_value < self.false_alarm).nonzero()[:, 0]
-        # The best of each width: where a signal pulled the background, the score of one may mistake what it is.
-        data, mask, number = data[row], mask[row], number[row]
-        columns = self.signals.templates.to(data)[number.flatten(), None]  # (r n_paths, 1, n_bins)
+        data, mask, length, model = data[row], mask[row], test.path_length[row], LocalModel(*(t[row] for t in model))
+        number = self._promising(data, mask, model, number[row])
         spectrum = torch.arange(len(row), device=data.device)
         fits = extract(
-            self.net, data, columns, spectrum=spectrum.repeat_interleave(n_paths), edges=self.edges, mask=mask
+            self.net,
+            data,
+            self._columns(number),
+            spectrum=spectrum.repeat_interleave(number.shape[1]),
+            edges=self.edges,
+            mask=mask,
         )
-        largest = fits.local_z.view(len(row), n_paths).max(-1)
-        background = fits.fit.background.view(len(row), n_paths, data.shape[1])[spectrum, largest.indices]
-        p_value = self._p_value(largest.values, test.path_length[row])
+        largest = fits.local_z.view(number.shape).max(-1)
+        background = fits.fit.background.view(*number.shape, data.shape[1])[spectrum, largest.indices]
+        p_value = self._p_value(largest.values, length)
         found = _Significant(row, number[spectrum, largest.indices], largest.values, p_value, background)
         return found.of(p_value < self.false_alarm)
+
+    def _promising(self, data: Tensor, mask: Tensor, model: LocalModel, number: Tensor) -> Tensor:
+        """Takes the few hypotheses of each row `(r, n)` that raise the likelihood most."""
+        # A signal that pulled the background misleads the score of one width; which it is shows in a fit.
+        spectrum = torch.arange(len(data), device=data.device).repeat_interleave(number.shape[1])
+        weight = (~mask).to(data)
+        of_row = (data[spectrum], model.log_mean[spectrum], model.basis[spectrum], self._columns(number))
+        fit = fit_jointly(*of_row, weight=weight[spectrum])
+        upward = torch.where(fit.yields[:, 0] > 0, -fit.nll, -torch.inf).view(number.shape)
+        return number.gather(1, upward.topk(min(FEW, number.shape[1])).indices)
+
+    def _columns(self, number: Tensor) -> Tensor:
+        """Returns the templates of hypotheses `(r, n)`, shape `(r n, 1, n_bins)`."""
+        return self.signals.templates.to(self.edges)[number.flatten(), None]
 
     def described(self, signals: _Significant, rows: Tensor) -> list[Found]:
         """Says what was found; `rows` are the numbers of the spectra that were looked at."""

@@ -74,11 +74,13 @@ class Chain:
         columns = self._columns().repeat(m, 1, 1)
         spectrum = torch.arange(m).repeat_interleave(h)
         mask = self.mask.expand_as(counts)
-        return extract(self._net, counts, columns, spectrum=spectrum, edges=self.edges, mask=mask)
+        seen = self.fitter.fill(counts, mask, self.edges)
+        return extract(self._net, seen, columns, spectrum=spectrum, edges=self.edges, mask=mask)
 
     def local_model(self, counts: Tensor) -> LocalModel:
         """Asks the net what is plausible around counts `(m, n_bins)`; it does not see what is left out."""
-        return plausible(self._net, counts, edges=self.edges, mask=self.mask.expand_as(counts))
+        mask = self.mask.expand_as(counts)
+        return plausible(self._net, self.fitter.fill(counts, mask, self.edges), edges=self.edges, mask=mask)
 
     def weight(self, like: Tensor) -> Tensor:
         """Returns 0 for bins that are left out and 1 for others, in the shape of `like`."""

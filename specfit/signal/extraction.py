@@ -23,7 +23,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specfit.masks import bridged
 from specfit.net import CalibratedNet, LocalModel
 from specfit.net.posterior import posterior_mode
 from specfit.signal.joint_fit import TINY, JointFit, fit_jointly, yield_widening
@@ -75,7 +74,7 @@ def extract(
 
     Args:
         net: Says what is plausible.
-        counts: Events, shape `(m, n_bins)`, float64.
+        counts: Events, shape `(m, n_bins)`, float64; a guess of the background where masked.
         columns: Templates of each row, first the tested one, then peaks fitted beside it, shape `(r, 1 + q, n_bins)`.
         spectrum: Which counts each row is about, shape `(r,)`.
         edges: Bin edges, shape `(n_bins + 1,)`.
@@ -91,12 +90,7 @@ def extract(
 
 
 def plausible(net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor) -> LocalModel:
-    """Asks the net what is plausible around counts `(m, n_bins)`; it does not see what is masked."""
-    if mask.any():
-        # As in a fit: bridged first by a straight line, then by the net's own answer.
-        seen = bridged(counts, mask, edges)
-        own = net.predict(seen, edges=edges, mask=mask).background
-        counts = torch.where(mask, own.to(counts), counts)
+    """Asks the net what is plausible around counts `(m, n_bins)`, which hold a guess of the background where masked."""
     pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)), strict=True)
     parts = [net.local_model(n, edges=edges, mask=k) for n, k in pieces]
     return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))
@@ -121,7 +115,7 @@ def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, 
         old = JointFit(*(t[moving] for t in rows.fit))
         signal = (rows.columns[moving].mT @ old.yields[..., None])[..., 0]
         share = old.background / (old.background + signal).clamp(min=TINY)
-        cleaned = rows.data[moving] * share.clamp(max=LARGEST_SHARE)
+        cleaned = torch.where(mask[moving], old.background, rows.data[moving] * share.clamp(max=LARGEST_SHARE))
         model = plausible(net, cleaned, edges=edges, mask=mask[moving])
         new = _fitted(rows.data[moving], rows.columns[moving], model, mask[moving])
         for whole, part in zip(rows[2:5], new[2:5], strict=True):  # model, fit, without
