@@ -30,8 +30,13 @@ def predict(
     ] = None,
     mask: Mask = None,
     refit: Annotated[
-        str, typer.Option(metavar="RULE", help="What masks a signal before the last fit: `windows` or `talk`.")
-    ] = "windows",
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="What masks a signal before the last fit: `signals`, `windows` or `talk`; else the first that the net "
+            "can follow.",
+        ),
+    ] = None,
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Fit the data as they are.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -46,7 +51,7 @@ def predict(
 
     target = _target(spectrum, out)
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
-    options = {"edges": edges_of(edges), "mask": windows_of(mask), "refit": None if no_refit else refit}
+    options = {"edges": edges_of(edges), "mask": windows_of(mask), "refit": None if no_refit else refit or True}
     answer = _predict_many if is_large(spectrum) else _predict_few
     try:
         answer(fitter, spectrum, target, options, plot=plot, as_json=as_json)
