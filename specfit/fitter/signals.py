@@ -26,12 +26,16 @@ from specfit.signal.extraction import extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
 from specfit.signal.joint_fit import fit_jointly
 from specfit.signal.look_elsewhere import tube_p_value
-from specfit.signal.score_test import score_test
+from specfit.signal.score_test import path_length, score_test
 
 # Standard deviations of a signal that are masked on either side of its mass.
 REACH = 2.75
 # Widths of a signal that are tried with a net that does not see it.
 FEW = 3
+# The coarse grid that tells where to look closely sees a signal with at least this share of its significance.
+LEAST_OF_COARSE = 0.85
+# Times that the net is asked about masked bins again, and spectra whose scores fit a processor's cache.
+MOST_SETTLING, SCORED_AT_A_TIME = 10, 512
 
 
 def refit_signals(
@@ -56,28 +60,68 @@ def refit_signals(
         false_alarm: Largest share of pure backgrounds in which a window is masked.
     """
     search = _Search(net, edges, binwise_hypotheses(edges) if hypotheses is None else hypotheses, false_alarm)
-    data, mask = counts.clone(), as_mask(mask, counts)
-    fitted = net.fitted(counts, edges=edges, mask=mask) if first is None else first
-    iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
-    rows, found, rounds = torch.arange(len(counts), device=counts.device), [], 0
-    while True:
-        background = fitted[1].exp()
-        moves = _moves(data[rows], background, mask[rows]) & (rounds < MOST_ROUNDS)
-        signals = search.significant(data[rows], mask[rows], *fitted)
-        new = search.windows[signals.number] & ~mask[rows[signals.row]]
-        signals = signals.of((room_to_mask(new, mask[rows[signals.row]]) & new).any(-1) & (rounds < MOST_ROUNDS))
-        mask[rows[signals.row]] |= search.windows[signals.number]
-        background[signals.row], moves[signals.row] = signals.background, True
-        found += search.described(signals, rows)
-        rows, background = rows[moves], background[moves]
+    spectra = _Spectra(net, counts, edges, as_mask(mask, counts), first)
+    spectra.settle(spectra.mask.any(-1).nonzero()[:, 0])
+    rows, found = torch.arange(len(counts), device=counts.device), []
+    for _ in range(MOST_ROUNDS):
+        signals = search.significant(spectra, rows)
+        new = search.windows[signals.number] & ~spectra.mask[signals.row]
+        signals = signals.of((new & room_to_mask(new, spectra.mask[signals.row])).any(-1))
+        rows = signals.row
         if len(rows) == 0:
             break
-        data[rows] = torch.where(mask[rows], background, counts[rows])
-        fitted = net.fitted(data[rows], edges=edges, mask=mask[rows])
-        iterations[rows] += 1
-        rounds += 1
+        found += search.described(signals)
+        spectra.leave_out(rows, search.windows[signals.number], signals.background)
+        spectra.settle(rows)
     message = f"refit (signals): masked what {100 * false_alarm:g} % of pure backgrounds would show anywhere, or fewer"
-    return Refit(data, mask, iterations, message, tuple(found))
+    return Refit(spectra.data, spectra.mask, spectra.iterations, message, tuple(found))
+
+
+class _Spectra:
+    """Spectra, what of them is masked, and what the net answers; rows are written over as they are refitted."""
+
+    def __init__(
+        self,
+        net: CalibratedNet,
+        counts: Tensor,
+        edges: Tensor,
+        mask: Tensor,
+        first: tuple[LocalModel, Tensor] | None,
+    ) -> None:
+        self.net, self.counts, self.edges, self.mask = net, counts, edges, mask
+        self.data = counts.clone()
+        """What the net is shown: counts, and a guess of the background where they are masked."""
+        model, log_rate = net.fitted(counts, edges=edges, mask=mask) if first is None else first
+        self.fitted = [t.clone() for t in (*model, log_rate)]
+        self.iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
+
+    def answer(self, rows: Tensor) -> tuple[LocalModel, Tensor]:
+        """Returns the local models of some, and the log rates at their modes."""
+        *model, log_rate = (t[rows] for t in self.fitted)
+        return LocalModel(*model), log_rate
+
+    def leave_out(self, rows: Tensor, window: Tensor, background: Tensor) -> None:
+        """Masks more bins of some, and asks the net again with a background there."""
+        self.mask[rows] |= window
+        self._ask(rows, background)
+
+    def settle(self, rows: Tensor) -> None:
+        """Asks the net again until what stands for masked data is its own answer."""
+        for _ in range(MOST_SETTLING):
+            background = self.answer(rows)[1].exp()
+            shift = (self.data[rows] - background).abs() > STABLE * background.clamp(min=1.0).sqrt()
+            moves = (shift & self.mask[rows]).any(-1)
+            rows = rows[moves]
+            if len(rows) == 0:
+                break
+            self._ask(rows, background[moves])
+
+    def _ask(self, rows: Tensor, background: Tensor) -> None:
+        self.data[rows] = torch.where(self.mask[rows], background, self.counts[rows])
+        model, log_rate = self.net.fitted(self.data[rows], edges=self.edges, mask=self.mask[rows])
+        for whole, part in zip(self.fitted, (*model, log_rate), strict=True):
+            whole[rows] = part
+        self.iterations[rows] += 1
 
 
 class _Significant(NamedTuple):
@@ -107,30 +151,40 @@ class _Search:
         starts = [0, *(1 + (signals.mass.diff() <= 0).nonzero()[:, 0]).tolist(), len(signals)]
         self.paths = [slice(*pair) for pair in itertools.pairwise(starts)]
         """Hypotheses of one width."""
+        numbers = [torch.arange(path.start, path.stop, 2 if path.stop - path.start > 2 else 1) for path in self.paths]
+        self.coarse = signals[torch.cat(numbers[::2])]
+        # No path is shorter than a point: below this significance, less what the coarse grid may miss, none passes.
+        least = -torch.special.ndtri(torch.tensor(false_alarm / len(self.paths), dtype=torch.float64))
+        self.least_z = float(LEAST_OF_COARSE * least)
 
-    def significant(self, data: Tensor, mask: Tensor, model: LocalModel, log_rate: Tensor) -> _Significant:
-        """Finds the spectra with a significant signal, at most one in each."""
-        test = score_test(data, log_rate, model, self.signals, weight=(~mask).to(data))
-        of_path = [test.local_z[:, path].max(-1) for path in self.paths]
+    def significant(self, spectra: _Spectra, rows: Tensor) -> _Significant:
+        """Finds those of some spectra with a significant signal, at most one in each."""
+        rows = rows[self._scores(spectra, rows, self.coarse).amax(1) > self.least_z]
+        z = self._scores(spectra, rows, self.signals)
+        of_path = [z[:, path].max(-1) for path in self.paths]
         number = torch.stack([best.indices + path.start for best, path in zip(of_path, self.paths, strict=True)], 1)
-        p_value = self._p_value(torch.stack([best.values for best in of_path], 1).amax(1), test.path_length)
-        row = (p_value < self.false_alarm).nonzero()[:, 0]
-        data, mask, length, model = data[row], mask[row], test.path_length[row], LocalModel(*(t[row] for t in model))
-        number = self._promising(data, mask, model, number[row])
-        spectrum = torch.arange(len(row), device=data.device)
-        fits = extract(
-            self.net,
-            data,
-            self._columns(number),
-            spectrum=spectrum.repeat_interleave(number.shape[1]),
-            edges=self.edges,
-            mask=mask,
-        )
+        model, log_rate = spectra.answer(rows)
+        length = path_length(log_rate, model, self.signals, weight=(~spectra.mask[rows]).double())
+        passing = self._p_value(z.amax(1), length) < self.false_alarm
+        rows, length = rows[passing], length[passing]
+        data, mask = spectra.data[rows], spectra.mask[rows]
+        number = self._promising(data, mask, spectra.answer(rows)[0], number[passing])
+        each = torch.arange(len(rows), device=rows.device)
+        spectrum = each.repeat_interleave(number.shape[1])
+        fits = extract(self.net, data, self._columns(number), spectrum=spectrum, edges=self.edges, mask=mask)
         largest = fits.local_z.view(number.shape).max(-1)
-        background = fits.fit.background.view(*number.shape, data.shape[1])[spectrum, largest.indices]
+        background = fits.fit.background.view(*number.shape, data.shape[1])[each, largest.indices]
         p_value = self._p_value(largest.values, length)
-        found = _Significant(row, number[spectrum, largest.indices], largest.values, p_value, background)
+        found = _Significant(rows, number[each, largest.indices], largest.values, p_value, background)
         return found.of(p_value < self.false_alarm)
+
+    def _scores(self, spectra: _Spectra, rows: Tensor, signals: SignalHypotheses) -> Tensor:
+        scores = []
+        for some in torch.split(rows, SCORED_AT_A_TIME):
+            model, log_rate = spectra.answer(some)
+            weight = (~spectra.mask[some]).double()
+            scores.append(score_test(spectra.data[some], log_rate, model, signals, weight=weight))
+        return torch.cat(scores)
 
     def _promising(self, data: Tensor, mask: Tensor, model: LocalModel, number: Tensor) -> Tensor:
         """Takes the few hypotheses of each row `(r, n)` that raise the likelihood most."""
@@ -146,17 +200,11 @@ class _Search:
         """Returns the templates of hypotheses `(r, n)`, shape `(r n, 1, n_bins)`."""
         return self.signals.templates.to(self.edges)[number.flatten(), None]
 
-    def described(self, signals: _Significant, rows: Tensor) -> list[Found]:
-        """Says what was found; `rows` are the numbers of the spectra that were looked at."""
+    def described(self, signals: _Significant) -> list[Found]:
+        """Says what was found."""
         number = signals.number.cpu()
         of_signal = (self.signals.mass[number], self.signals.width[number], signals.local_z, signals.p_value)
-        return list(map(Found, *(t.tolist() for t in (rows[signals.row], *of_signal))))
+        return list(map(Found, *(t.tolist() for t in (signals.row, *of_signal))))
 
     def _p_value(self, z: Tensor, path_length: Tensor) -> Tensor:
         return tube_p_value(z, path_length, paths=len(self.paths))
-
-
-def _moves(data: Tensor, background: Tensor, mask: Tensor) -> Tensor:
-    """Returns the spectra in which what stands for masked data is no longer the background, `(m,)`."""
-    shift = (data - background).abs() > STABLE * background.clamp(min=1.0).sqrt()
-    return (shift & mask).any(-1)

@@ -13,7 +13,6 @@ The refit masks what these find; `specfit.search` makes limits and pseudo-experi
 __all__ = [
     "JointFit",
     "Rows",
-    "ScoreTest",
     "SignalHypotheses",
     "binwise_hypotheses",
     "extract",
@@ -31,4 +30,4 @@ from specfit.signal.hypotheses import (
     template_hypotheses,
 )
 from specfit.signal.joint_fit import JointFit, fit_jointly
-from specfit.signal.score_test import ScoreTest, score_test
+from specfit.signal.score_test import score_test

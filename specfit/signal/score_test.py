@@ -17,9 +17,7 @@ arXiv:1007.1727, eq. 97 (likelihood ratio of a counting experiment).
 
 from __future__ import annotations
 
-__all__ = ["ScoreTest", "score_test"]
-
-from typing import NamedTuple
+__all__ = ["path_length", "score_test"]
 
 import torch
 from torch import Tensor
@@ -34,49 +32,68 @@ LEAST_SEEN = 0.5
 SMALL_EXCESS = 1e-3
 
 
-class ScoreTest(NamedTuple):
-    """What every hypothesis is worth in every spectrum."""
-
-    local_z: Tensor
-    """Signed significance, shape `(m, h)`; 0 where the signal is masked."""
-    path_length: Tensor
-    """Length of the paths of neighbouring hypotheses through their correlations, radians, shape `(m,)`."""
-
-
 def score_test(
     counts: Tensor, log_rate: Tensor, model: LocalModel, hypotheses: SignalHypotheses, *, weight: Tensor
-) -> ScoreTest:
+) -> Tensor:
     """Tests every signal in every spectrum.
 
     Args:
         counts: Events, shape `(m, n_bins)`, float64.
         log_rate: Log of the fitted background, the mode of `model` with its own weights, shape `(m, n_bins)`.
         model: What the net holds for plausible.
-        hypotheses: Signals; neighbours in the list are neighbours in mass, but where the width changes.
+        hypotheses: Signals.
         weight: 0 for masked bins, 1 for others, shape `(m, n_bins)`.
+
+    Returns:
+        Signed significance, shape `(m, h)`; 0 where more than half of the signal is masked.
     """
     templates, rate = hypotheses.templates.to(counts), log_rate.exp()
-    information = weight / rate
-    residual = counts - rate
+    information, residual = weight / rate, counts - rate
     coefficients = (model.basis.mT @ (model.weight * residual)[..., None])[..., 0]  # at the mode force and prior cancel
     force = (model.basis.mT @ (weight * residual)[..., None])[..., 0] - coefficients  # (m, k)
-    lower = precision_cholesky(model.basis, weight * rate)
-    shared = templates @ (weight[..., None] * model.basis)  # (m, h, k)
-    imitated = torch.linalg.solve_triangular(lower, shared.mT, upper=False).mT
+    lower, imitated = _imitated(rate, model, templates, weight)
     pull = torch.linalg.solve_triangular(lower, force[..., None], upper=False)
-    score = (information * residual) @ templates.T - (imitated @ pull)[..., 0]  # (m, h)
+    score = (information * residual) @ templates.T - (pull.mT @ imitated)[:, 0]  # (m, h)
     alone = information @ templates.square().T
-    variance = (alone - imitated.square().sum(-1)).clamp(min=1e-300)
+    deviation = _deviation(alone, imitated)
     seen = weight @ templates.T
-    tried = seen > LEAST_SEEN * templates.sum(-1)
-    z = (
-        score
-        * variance.rsqrt()
-        * _of_likelihood(((weight * counts / rate) @ templates.T) / seen, seen.square() / alone)
-    )
-    return ScoreTest(
-        torch.where(tried, z, 0.0), _path_length(hypotheses, information, imitated, variance.sqrt(), tried)
-    )
+    ratio = ((information * counts) @ templates.T) / seen
+    z = score / deviation * _of_likelihood(ratio, seen.square() / alone)
+    return torch.where(_tried(seen, templates), z, 0.0)
+
+
+def path_length(log_rate: Tensor, model: LocalModel, hypotheses: SignalHypotheses, *, weight: Tensor) -> Tensor:
+    """Computes how long the paths of neighbouring hypotheses through their correlations are, radians, shape `(m,)`.
+
+    Args:
+        log_rate: As for `score_test`, like `model` and `weight`.
+        model: What the net holds for plausible.
+        hypotheses: Signals; neighbours in the list are neighbours in mass, but where the width changes.
+        weight: 0 for masked bins.
+    """
+    templates, rate = hypotheses.templates.to(log_rate), log_rate.exp()
+    information, (_, imitated) = weight / rate, _imitated(rate, model, templates, weight)
+    deviation = _deviation(information @ templates.square().T, imitated)
+    covariance = information @ (templates[1:] * templates[:-1]).T - (imitated[..., 1:] * imitated[..., :-1]).sum(1)
+    angle = (covariance / (deviation[:, 1:] * deviation[:, :-1])).clamp(-1.0, 1.0).arccos()
+    neighbours = (hypotheses.mass[1:] > hypotheses.mass[:-1]).to(information.device)
+    tried = _tried(weight @ templates.T, templates)
+    return torch.where(tried[:, 1:] & tried[:, :-1] & neighbours, angle, 0.0).sum(-1)
+
+
+def _imitated(rate: Tensor, model: LocalModel, templates: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the Cholesky factor of the precision, and what of each template a background imitates, `(m, k, h)`."""
+    lower = precision_cholesky(model.basis, weight * rate)
+    whitened = torch.linalg.solve_triangular(lower, model.basis.mT, upper=False)  # (m, k, n_bins)
+    return lower, (whitened * weight[:, None]) @ templates.T
+
+
+def _deviation(alone: Tensor, imitated: Tensor) -> Tensor:
+    return (alone - imitated.square().sum(1)).clamp(min=1e-300).sqrt()
+
+
+def _tried(seen: Tensor, templates: Tensor) -> Tensor:
+    return seen > LEAST_SEEN * templates.sum(-1)
 
 
 def _of_likelihood(ratio: Tensor, events: Tensor) -> Tensor:
@@ -85,13 +102,3 @@ def _of_likelihood(ratio: Tensor, events: Tensor) -> Tensor:
     q0 = 2 * events * (ratio.clamp(min=1.0).log() * ratio - excess)
     score = (excess * events.sqrt()).clamp(min=1e-30)
     return torch.where(excess > SMALL_EXCESS, q0.clamp(min=0.0).sqrt() / score, 1.0)
-
-
-def _path_length(
-    hypotheses: SignalHypotheses, information: Tensor, imitated: Tensor, deviation: Tensor, tried: Tensor
-) -> Tensor:
-    templates = hypotheses.templates.to(information)
-    covariance = information @ (templates[1:] * templates[:-1]).T - (imitated[:, 1:] * imitated[:, :-1]).sum(-1)
-    angle = (covariance / (deviation[:, 1:] * deviation[:, :-1])).clamp(-1.0, 1.0).arccos()
-    neighbours = (hypotheses.mass[1:] > hypotheses.mass[:-1]).to(information.device)
-    return torch.where(tried[:, 1:] & tried[:, :-1] & neighbours, angle, 0.0).sum(-1)
