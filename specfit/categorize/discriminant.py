@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from specfit import plots
-from specfit.categories import Evaluation, SigmoidBins
+from specfit.categories import Bins, Evaluation, SigmoidBins
 from specfit.categorize.study import Pages, Report, Result, Study, draw_bias, draw_stacks
 from specfit.errors import InputError
 
@@ -33,11 +33,15 @@ class DiscriminantReport(Report):
     signal_scale: float = 100.0
     x_label: str = "Discriminant"
 
+    def check(self, study: Study, bins: Sequence[Bins]) -> None:
+        """Raises an `InputError` unless there is one discriminant, inside the range of sigmoid bins."""
+        if study.events.n_features != 1 or not all(isinstance(one, SigmoidBins) for one in bins):
+            raise InputError("report: this one draws sigmoid bins of one discriminant; choose another report")
+
     def draw(self, study: Study, pages: Pages) -> dict[str, Any]:
         """Writes every picture; returns the significances of equidistant bins and of all optimised ones."""
-        bins = [result.bins for result in study.results if isinstance(result.bins, SigmoidBins)]
-        if study.events.n_features != 1 or len(bins) < len(study.results):
-            raise InputError("report: this one draws sigmoid bins of one discriminant; choose another report")
+        bins: list[Any] = [result.bins for result in study.results]
+        self.check(study, bins)
         low, high = (bins[0].low[0], bins[0].high[0]) if bins else (0.0, 1.0)
         self._stack(study, pages, np.linspace(low, high, TOY_BINS + 1), "toy_data")
         fixed: dict[int, Evaluation] = {}
