@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["DiscriminantReport"]
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,11 @@ from specfit.categories import Bins, Evaluation, SigmoidBins
 from specfit.categorize.study import Pages, Report, Result, Study, draw_bias, draw_stacks
 from specfit.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 TOY_BINS = 50
+# More events than this outside the range of the bins are a mistake, fewer are said, very few are nothing.
+MOST_OUTSIDE, FEW_OUTSIDE = 0.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,14 @@ class DiscriminantReport(Report):
         """Raises an `InputError` unless there is one discriminant, inside the range of sigmoid bins."""
         if study.events.n_features != 1 or not all(isinstance(one, SigmoidBins) for one in bins):
             raise InputError("report: this one draws sigmoid bins of one discriminant; choose another report")
+        x = study.events.features[:, 0]
+        for low, high in {(one.low[0], one.high[0]) for one in bins if isinstance(one, SigmoidBins)}:
+            outside = ((x < low) | (x > high)).double().mean().item()
+            said = f"{outside:.1%} of the events lie outside {low:g} to {high:g}, in the outermost bins"
+            if outside > MOST_OUTSIDE:
+                raise InputError(f"bins: {said}; they go from {x.min():g} to {x.max():g}: set bins.low and bins.high")
+            if outside > FEW_OUTSIDE:
+                logger.warning("%s; bins.low and bins.high set the range", said)
 
     def draw(self, study: Study, pages: Pages) -> dict[str, Any]:
         """Writes every picture; returns the significances of equidistant bins and of all optimised ones."""

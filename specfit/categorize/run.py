@@ -125,14 +125,26 @@ def _prepared(cfg: DictConfig) -> tuple[Study, Report]:
     """Reads the events and finds what cannot work before anything takes long."""
     events, objective, window = (instantiate(cfg[key]) for key in ("events", "objective", "window"))
     study = Study(events, tuple(cfg.signals), objective, window, ())
-    signals = events.of_process(study.signals)
-    if bool(signals.all()) or not bool(signals.any()):
-        raise InputError(f"signals: events of signal and of background are expected, {list(cfg.signals)} leave one out")
+    _check_totals(study)
     if cfg.exact and (events.n_features, len(study.signals)) != (1, 1):
         raise InputError("exact: the exact optimum is for one feature and one signal; leave it out with exact=0")
     report: Report = instantiate(cfg.report)
     report.check(study, [instantiate(cfg.bins)(n) for n in cfg.n_categories])
     return study, report
+
+
+def _check_totals(study: Study) -> None:
+    """Refuses events of which nothing is expected: no cut makes them significant."""
+    events = study.events
+    events.of_process(study.signals)
+    totals = {name: events.totals[name] for name in study.signals}
+    totals["background"] = sum(events.totals[name] for name in study.backgrounds)
+    for name, total in totals.items():
+        if not total > 0:
+            raise InputError(
+                f"weights: more than 0 expected events of {name} are needed, the weights add up to {total:g}; "
+                f"the processes are {', '.join(events.processes)}"
+            )
 
 
 def _optimized(run_dir: Path, n: int, cfg: DictConfig, study: Study, progress: Progress | None) -> Result:
@@ -169,9 +181,7 @@ def _restored(run_dir: Path, one: dict[str, Any], cfg: DictConfig, study: Study)
     n = int(one["n_categories"])
     bins = load_bins(run_dir / CHECKPOINTS / f"{n}_bins.safetensors")
     seen, unseen = _divided(study.events, n, cfg)
-    judge = partial(
-        evaluate_events, bins, signals=study.signals, objective=study.objective, window=study.window
-    )
+    judge = partial(evaluate_events, bins, signals=study.signals, objective=study.objective, window=study.window)
     return Result(
         n=n,
         bins=bins,

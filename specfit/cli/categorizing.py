@@ -68,7 +68,8 @@ def _print_categories(folder: Path) -> None:
                     else f"{part['significance'][signal]:.4f} ± {part['significance_error'][signal]:.4f}"
                     for part in (train, test)
                 ),
-                f"{min(category['background'] for category in train['categories']):.2f}",
+                # A sum of weights that cancel is printed as 0, not as -0.
+                f"{round(min(category['background'] for category in train['categories']), 2) + 0.0:.2f}",
                 f"{train['mean_bias']:.1e}",
                 f"{1e3 * one['seconds_per_epoch']:.1f}",
             )

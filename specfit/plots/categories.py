@@ -143,7 +143,8 @@ def draw_significance_comparison(
             "capsize": 3,
         }
         ax.errorbar(numbers, z, yerr=error, color=OVERLAY[i % len(OVERLAY)], label=label, linewidth=1.8, **style)
-    ax.set_ylim(0, 1.35 * max((z for points in series.values() for z, _ in points.values()), default=1.0))
+    ax.set_ylim(0, 1.05 * max((z + error for points in series.values() for z, error in points.values()), default=1.0))
+    _make_room(ax, LEGEND_LINE * len(series))
     add_legend(ax, loc="upper left")
     dress(ax, x_label=x_label, y_label="Significance")
     ax.set_xticks(sorted({n for points in series.values() for n in points}))
