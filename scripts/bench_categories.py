@@ -149,7 +149,7 @@ def sigmoid_row(toy: Events, n: int, options: Any) -> dict[str, Any]:
         "published": PUBLISHED.get(n),
         "Z, B>=5": limited.train.combined,
         "/ exact": limited.train.combined / exact.significance,
-        "bias": limited.train.mean_bias,
+        "bias, free": free.train.mean_bias,
         "train": tested.train.combined,
         "test": unseen.combined if unseen else None,
         "+-": unseen.combined_error if unseen else None,

@@ -140,6 +140,21 @@ def test_sources_seeded_alike_do_not_climb_the_same_way_twice(toy):
     assert len(set(found.starts)) == 3
 
 
+def test_a_category_without_background_cannot_be_the_best():
+    # Above 0.9 no background was simulated.
+    x = torch.linspace(0, 1, 400, dtype=torch.float64)
+    events = Events.of({"s": (x**0.3, 0.05), "b": (0.9 * x, 1.0)})
+    goal = Objective()
+    sample = Sample.of(events, signals=["s"])
+    reached = {}
+    for edges in ([0.5, 0.8], [0.5, 0.95]):
+        bins = SigmoidBins(3)
+        bins.place(torch.tensor(edges).double())
+        yields = sample.yields(bins.hard_totals(sample))
+        reached[bool(goal.are_sound(yields))] = goal.significances(yields).item()
+    assert reached[False] > 2 * reached[True]
+
+
 def test_statistical_errors_are_those_of_other_toys(toy):
     bins = SigmoidBins(3)
     bins.place(torch.tensor([0.9, 0.98], dtype=torch.float64))

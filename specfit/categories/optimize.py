@@ -211,7 +211,7 @@ def _climb_from_all(bins: Bins, task: _Task, restarts: int, progress: Callable[[
 def _judged(runs: list[_Run], task: _Task, *, everything: Events, unseen: Events | None) -> Optimized:
     """Takes the best start and looks at what it reaches on events that it has not seen, and on all in the window."""
     goal, window = task.objective, task.window
-    best = max(runs, key=lambda run: (run.reached.feasible or not goal.constrained, run.reached.combined))
+    best = max(runs, key=lambda run: (bool(goal.are_sound(run.reached.yields)), run.reached.combined))
     judge = partial(evaluate_events, best.bins, signals=task.signals, objective=goal, window=window)
     inside = None
     if window is not None:
@@ -286,7 +286,7 @@ class _Log:
         soft = sample.yields(bins.soft_totals(sample), factors)
         combined = goal.combine(goal.significances(hard)).item()
         self.recorded.append((epoch, combined, mean_bias(bias_of(hard, soft), hard)))
-        rank = (not goal.constrained or bool(goal.are_feasible(hard).all()), combined)
+        rank = (bool(goal.are_sound(hard)), combined)
         if 2 * epoch >= self.task.epochs and (self.best is None or rank >= self.best[0]):
             self.best = (rank, copy.deepcopy(bins))
 

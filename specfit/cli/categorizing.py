@@ -92,4 +92,4 @@ def _notes(one: dict[str, Any]) -> Iterator[str]:
             "objective.constrained=true keeps them"
         )
     if one["exact"]:
-        yield f"the exact optimum within the limits is {one['exact']:.4f}"
+        yield f"the best within the limits, by dynamic programming, is {one['exact']:.4f}"
