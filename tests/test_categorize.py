@@ -148,6 +148,64 @@ def test_a_finished_run_is_not_overwritten(run):
         categorize(compose(run_dir, experiment, *SMALL[experiment], *SHORT))
 
 
+def stop_at(label):
+    """Returns a progress that is stopped as a user does, when an optimisation with this label begins."""
+
+    def progress(at, done, total):
+        if at == label:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    def cfg(name, *more):
+        words = [*SMALL["sigmoid_1d"], *SHORT, "n_categories=[2,3]", "report.equidistant=[]", "exact=0", *more]
+        return compose(tmp_path / name, "sigmoid_1d", *words)
+
+    categorize(cfg("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        categorize(cfg("stopped"), progress=stop_at("3 categories"))
+    assert not (tmp_path / "stopped/results.json").exists()
+    with pytest.raises(InputError, match="a part of a run with another configuration"):
+        categorize(cfg("stopped", "seed=2"))
+    steps = []
+    categorize(cfg("stopped"), progress=lambda *step: steps.append(step))
+    assert {label for label, _, _ in steps} == {"3 categories"}
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "stopped"))
+    assert one["comparison"] == two["comparison"]
+    for result in (*one["results"], *two["results"]):
+        assert result.pop("seconds_per_epoch") > 0
+    assert one["results"] == two["results"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words", "message"),
+    [
+        ("sigmoid_1d", ["signals=[signal,bkg1]"], "exact: the exact optimum is for one feature and one signal"),
+        ("sigmoid_1d", ["n_categories=[3,1]"], "bins"),
+        ("sigmoid_1d", ["signals=[signal,bkg1,bkg2,bkg3,bkg4,bkg5]", "exact=0"], "expected events of background"),
+        ("sigmoid_1d", ["bins.low=2", "bins.high=3"], "100.0% of the events lie outside 2 to 3"),
+        ("diphoton_bump_hunt", ["signals=[signal1]"], "one score for each signal"),
+        ("diphoton_bump_hunt", ["bins.n_features=3"], "categories in 2 features are expected"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_takes_long(tmp_path, experiment, words, message):
+    cfg = compose(tmp_path / "run", experiment, *SMALL[experiment], *SHORT, *words)
+    with pytest.raises(InputError, match=message):
+        categorize(cfg, progress=stop_at(None))
+    assert not (tmp_path / "run").exists()
+
+
+def test_limits_that_no_bins_can_keep_do_not_lose_the_run(command):
+    small = [word for word in SMALL["sigmoid_1d"] if word.startswith("events")]
+    words = ["experiment=sigmoid_1d", *small, *SHORT, "n_categories=[3]", "exact=60", "report.equidistant=[]"]
+    code, out, _ = command(*words, "objective.least_background=20000")
+    assert code == 0
+    assert "3 categories: not within the limits of the objective" in out
+    assert json.loads(Path("runs/test/results.json").read_text())["results"][0]["exact"] is None
+
+
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)

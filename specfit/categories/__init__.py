@@ -29,6 +29,7 @@ __all__ = [
     "Events",
     "GaussianMixtureBins",
     "History",
+    "InfeasibleError",
     "MassWindow",
     "Objective",
     "Optimized",
@@ -60,7 +61,7 @@ from specfit.categories.mass import MassWindow
 from specfit.categories.mixture import GaussianMixtureBins
 from specfit.categories.objective import Objective, geometric_mean
 from specfit.categories.optimize import Optimized, evaluate_events, optimize
-from specfit.categories.optimum import Optimum, optimal_boundaries
+from specfit.categories.optimum import InfeasibleError, Optimum, optimal_boundaries
 from specfit.categories.reading import read_events
 from specfit.categories.sample import Sample, Yields
 from specfit.categories.saving import load_bins, load_history, save_bins, save_history

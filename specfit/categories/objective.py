@@ -27,6 +27,8 @@ from specfit.significance import asimov_deviance, asimov_significance
 # Fewer events than this are taken as this many: a category that lost its background to negative weights, or never had
 # any, must not be worth an infinite significance.
 FEWEST = 1e-9
+# A smaller fraction of all background is the rounding of an empty sum.
+NO_BACKGROUND = 1e-10
 # Added to squared significances where their logarithm is taken.
 NO_SIGNIFICANCE = 1e-12
 # Far below every sum that means something, and no denormal number where its root is divided by.
@@ -135,6 +137,17 @@ class Objective:
         """Tells which categories respect both limits, shape `(*, n_categories)`."""
         enough = yields.background >= self.least_background
         return enough & (relative_uncertainty(yields) <= self.largest_uncertainty)
+
+    def are_sound(self, yields: Yields) -> Tensor:
+        """Tells whether categories can count as the best, shape `(*,)`.
+
+        Of a constrained objective all must respect the limits; of any other none may be without background, where the
+        significance has no bound.
+        """
+        if self.constrained:
+            return self.are_feasible(yields).all(-1)
+        background = yields.background
+        return (background > NO_BACKGROUND * background.sum(-1, keepdim=True)).all(-1)
 
     def _signal_and_background(self, yields: Yields) -> tuple[Tensor, Tensor]:
         signal, background = yields.signal, yields.background[..., None, :]

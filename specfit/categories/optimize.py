@@ -20,6 +20,7 @@ from specfit.categories.events import Events
 from specfit.categories.history import History
 from specfit.categories.mass import MassWindow
 from specfit.categories.objective import Objective
+from specfit.categories.optimum import settle
 from specfit.categories.sample import Sample, Yields
 from specfit.categories.schedules import Schedule
 from specfit.errors import InputError
@@ -80,6 +81,9 @@ def optimize(
     progress: Callable[[int], None] | None = None,
 ) -> Optimized:
     """Optimises categories and reports what they reach on events seen and unseen.
+
+    With a constrained objective, the boundaries of one discriminant are moved in the end to the best places within the
+    limits by hard yields (`exchange_boundaries`), and the bins are as good as hard.
 
     Args:
         bins: Where the first start begins; left as it is.
@@ -191,10 +195,14 @@ class _Run:
 def _climb_from_all(bins: Bins, task: _Task, restarts: int, progress: Callable[[int], None] | None) -> list[_Run]:
     """Trains from every start, the first of them `bins` as they are."""
     runs = []
+    first = parameters_to_vector(bins.parameters()).detach().to(task.device)
     for start in range(restarts):
         candidate = copy.deepcopy(bins).to(task.device)
         if start:
             candidate.reset(task.rng)
+            if torch.equal(parameters_to_vector(candidate.parameters()), first):
+                # Its source of randomness was seeded as that of `bins`: the same way twice teaches nothing.
+                candidate.reset(task.rng)
         done = start * task.epochs
         runs.append(_climb(candidate, task, lambda epoch, done=done: progress(done + epoch) if progress else None))  # type: ignore[misc]
     return runs
@@ -203,7 +211,7 @@ def _climb_from_all(bins: Bins, task: _Task, restarts: int, progress: Callable[[
 def _judged(runs: list[_Run], task: _Task, *, everything: Events, unseen: Events | None) -> Optimized:
     """Takes the best start and looks at what it reaches on events that it has not seen, and on all in the window."""
     goal, window = task.objective, task.window
-    best = max(runs, key=lambda run: (run.reached.feasible or not goal.constrained, run.reached.combined))
+    best = max(runs, key=lambda run: (bool(goal.are_sound(run.reached.yields)), run.reached.combined))
     judge = partial(evaluate_events, best.bins, signals=task.signals, objective=goal, window=window)
     inside = None
     if window is not None:
@@ -278,13 +286,13 @@ class _Log:
         soft = sample.yields(bins.soft_totals(sample), factors)
         combined = goal.combine(goal.significances(hard)).item()
         self.recorded.append((epoch, combined, mean_bias(bias_of(hard, soft), hard)))
-        rank = (not goal.constrained or bool(goal.are_feasible(hard).all()), combined)
+        rank = (bool(goal.are_sound(hard)), combined)
         if 2 * epoch >= self.task.epochs and (self.best is None or rank >= self.best[0]):
             self.best = (rank, copy.deepcopy(bins))
 
     def run(self) -> _Run:
         task, n = self.task, self.task.epochs
-        every = Yields(*(torch.stack(parts) for parts in zip(*self.yields, strict=True)))
+        every = Yields(*(torch.stack(parts).cpu() for parts in zip(*self.yields, strict=True)))
         terms = task.objective.terms(every)
         double = torch.float64
         history = History(
@@ -292,10 +300,10 @@ class _Log:
             low_background=terms.low_background,
             high_uncertainty=terms.high_uncertainty,
             background=every.background,
-            factors=torch.stack(self.factors),
+            factors=torch.stack(self.factors).cpu(),
             learning_rate=torch.tensor([task.learning_rate(i, n) for i in range(n)], dtype=double),
             sharpness=torch.tensor([task.hardening(i, n) for i in range(n)], dtype=double),
-            parameters=torch.stack(self.states),
+            parameters=torch.stack(self.states).cpu(),
             recorded=torch.tensor([epoch for epoch, _, _ in self.recorded]),
             hard=torch.tensor([combined for _, combined, _ in self.recorded], dtype=double),
             bias=torch.tensor([bias for _, _, bias in self.recorded], dtype=double),
@@ -303,6 +311,8 @@ class _Log:
         bins = self.bins if self.best is None else self.best[1]
         # An earlier state is as good as the last one; its soft yields are those of the final sharpness.
         bins.sharpen(task.hardening(n - 1, n))
+        if task.objective.constrained and task.window is None:
+            settle(bins, task.sample, task.objective)
         return _Run(bins, task.evaluate(bins), history, sorted(self.seconds)[n // 2])
 
 

@@ -5,23 +5,38 @@ is the best division below some lower edge into n - 1 bins and one bin more (Bel
 :math:`G^2` significances and :math:`n G^2` additions. Candidates are midpoints between neighbouring events; if there
 are more than can be afforded, a selection that is dense in signal, in background and towards both ends, and then all
 midpoints around the solution, until it stays.
+
+`exchange_boundaries` is the local counterpart for any objective: it moves one boundary after the other to the best of
+all candidates between its neighbours. A gradient sees smooth yields and stops before a limit that the background
+crosses in jumps; this does not.
 """
 
 from __future__ import annotations
 
-__all__ = ["Optimum", "optimal_boundaries"]
+__all__ = ["InfeasibleError", "Optimum", "exchange_boundaries", "optimal_boundaries", "settle"]
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from specfit.categories.base import Bins
 from specfit.categories.events import Events
 from specfit.categories.objective import Objective
 from specfit.categories.sample import Sample, Yields
+from specfit.categories.sigmoid import SigmoidBins
 from specfit.errors import InputError
 
 REFINEMENTS = 6
+ROUNDS = 20
+# How much steeper bins become when their boundaries have found their place between two events.
+SETTLED = 1e3
+# Less gain than this is rounding.
+LEAST_GAIN = 1e-9
+
+
+class InfeasibleError(InputError):
+    """No bins respect the constraints."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +76,8 @@ def optimal_boundaries(
         candidates: Edges that are compared at a time; 2400 take a second and 50 MB.
 
     Raises:
-        InputError: More than one feature, or no bins that respect the constraints.
+        InputError: More than one feature or signal.
+        InfeasibleError: No bins respect the constraints; an InputError too.
 
     Example:
         >>> events = Events.of({"s": ([0.7, 0.8, 0.9], 1.0), "b": ([0.1, 0.3, 0.5, 0.75], 2.0)})
@@ -85,8 +101,75 @@ def optimal_boundaries(
         if torch.equal(again, best):
             break
         best = again
-    yields = sample.yields(_between(sample, middles[best]))
+    yields = sample.yields(_between(sample, middles[best])[:, 0])
     return Optimum(middles[best], goal.significances(yields).item(), yields, exact)
+
+
+@torch.no_grad()
+def exchange_boundaries(
+    boundaries: Tensor,
+    sample: Sample,
+    objective: Objective,
+    *,
+    low: float,
+    high: float,
+    candidates: int = 1200,
+) -> Tensor:
+    """Moves one boundary at a time to where the significance is largest within the limits, until none moves.
+
+    Args:
+        boundaries: Inner boundaries in increasing order, shape `(n_bins - 1,)`.
+        sample: Events with one feature.
+        objective: What is to be reached; both of its limits are kept.
+        low: No boundary goes below or to this value.
+        high: Nor above or to this one.
+        candidates: Midpoints between events that are tried, beside the nearest ones.
+
+    Returns:
+        Boundaries at least as good; those that came if none within the limits are found.
+    """
+    x = sample.cells.x
+    middles = ((x[1:] + x[:-1]) / 2)[x.diff() > 0]
+    middles = middles[(middles > low) & (middles < high)]
+    if len(middles) == 0:
+        return boundaries
+    wide = len(middles) > candidates
+    tried = middles[_dense_selection(sample, middles, candidates)] if wide else middles
+    best, worth = boundaries, _worth_of(boundaries[None], sample, objective)[0].item()
+    for _ in range(ROUNDS):
+        before = worth
+        for i in range(len(boundaries)):
+            place = torch.searchsorted(middles, best[i : i + 1]).clamp(max=len(middles) - 1)
+            here = torch.cat((tried, middles[_around(place, len(middles), candidates // 4)]))
+            ends = torch.cat((best.new_tensor([low]), best, best.new_tensor([high])))
+            here = here[(here > ends[i]) & (here < ends[i + 2])]
+            moved = best.repeat(len(here) + 1, 1)  # the last row stays as it is
+            moved[:-1, i] = here
+            worths = _worth_of(moved, sample, objective)
+            if worths.max().item() > worth + LEAST_GAIN:
+                best, worth = moved[worths.argmax()], worths.max().item()
+        if not worth > before:
+            break
+    return best
+
+
+@torch.no_grad()
+def settle(bins: Bins, sample: Sample, objective: Objective) -> None:
+    """Exchanges the boundaries of bins of one discriminant and makes these as good as hard; leaves all others alone."""
+    if isinstance(bins, SigmoidBins) and bins.n_features == 1:
+        low, high = bins.low[0], bins.high[0]
+        bins.place(exchange_boundaries(bins.boundaries(), sample, objective, low=low, high=high))
+        # They were chosen by hard yields, between neighbouring events: only hard bins are what was chosen.
+        bins.sharpen(SETTLED * bins.sharpness.item())
+
+
+def _worth_of(boundaries: Tensor, sample: Sample, goal: Objective) -> Tensor:
+    """Computes the combined significance for boundaries of shape `(m, n_bins - 1)`; outside the limits -infinity."""
+    totals = _between(sample, boundaries.flatten(), rows=len(boundaries))  # (n_columns, m, n + 1)
+    signal, background, variance = sample.yields(totals)
+    yields = Yields(signal.movedim(0, 1), background, variance)
+    combined = goal.combine(goal.significances(yields))
+    return torch.where(goal.are_feasible(yields).all(-1), combined, -torch.inf)
 
 
 def _search(sample: Sample, middles: Tensor, chosen: Tensor, n_bins: int, goal: Objective) -> Tensor:
@@ -100,7 +183,7 @@ def _search(sample: Sample, middles: Tensor, chosen: Tensor, n_bins: int, goal: 
         best, step = (best[:, None] + worth).max(0)
         steps.append(step)
     if best[-1] == -torch.inf:
-        raise InputError(
+        raise InfeasibleError(
             f"n_bins: no {n_bins} bins respect the constraints (background of {goal.least_background:g} or more, "
             f"relative uncertainty up to {goal.largest_uncertainty:g}); take fewer bins or loosen them"
         )
@@ -144,6 +227,8 @@ def _around(best: Tensor, n: int, each: int) -> Tensor:
     return near
 
 
-def _between(sample: Sample, boundaries: Tensor) -> Tensor:
-    total = sample.cells.tails[:, :1]
-    return -torch.cat((total, sample.cells.right_of(boundaries), torch.zeros_like(total)), 1).diff(dim=1)
+def _between(sample: Sample, boundaries: Tensor, *, rows: int = 1) -> Tensor:
+    """Sums each column between the boundaries of each row; shape `(n_columns, rows, n_bins)`."""
+    total = sample.cells.tails[:, :1, None].expand(-1, rows, 1)
+    right = sample.cells.right_of(boundaries).reshape(len(total), rows, -1)
+    return -torch.cat((total, right, torch.zeros_like(total)), 2).diff(dim=2)

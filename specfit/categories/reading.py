@@ -50,6 +50,8 @@ def read_events(
         tables = {
             str(name): {key: table[key][names == name] for key in numbers} for name in dict.fromkeys(names.tolist())
         }
+    if not tables:
+        raise InputError(f"{path}: there are no events in it")
     return Events.of({name: _columns(table, features, weight, mass) for name, table in tables.items()})
 
 

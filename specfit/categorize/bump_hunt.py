@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["BumpHuntReport", "window_around"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specfit import plots
-from specfit.categories import Bins, Events, MassWindow, Sample
+from specfit.categories import Bins, MassWindow, Sample, SigmoidBins, evaluate
 from specfit.categorize.study import Pages, Report, Result, Study, draw_bias, draw_stacks
 from specfit.errors import InputError
 
@@ -42,10 +42,16 @@ class BumpHuntReport(Report):
     category_scales: Sequence[float] = (2.0, 10.0)
     map_points: int = 300
 
-    def draw(self, study: Study, pages: Pages) -> dict[str, Any]:
-        """Writes every picture; returns significances of the baseline and of the categories, in the mass window."""
+    def check(self, study: Study, bins: Sequence[Bins]) -> None:
+        """Raises an `InputError` unless there are a mass, a window in it and one score for each signal."""
         if study.window is None or study.events.mass is None or study.events.n_features != len(study.signals):
             raise InputError("report: this one needs a mass, a window in it and one score for each signal")
+        if any(one.n_features != study.events.n_features for one in bins):
+            raise InputError(f"bins: categories in {study.events.n_features} features are expected, as the events have")
+
+    def draw(self, study: Study, pages: Pages) -> dict[str, Any]:
+        """Writes every picture; returns significances of the baseline and of the categories, in the mass window."""
+        self.check(study, [result.bins for result in study.results])
         everything = torch.ones(len(study.events), dtype=torch.bool)
         self._mass_spectrum(
             study, pages, everything, "inclusive_mass", scales=self.inclusive_scales, n_bins=INCLUSIVE_BINS
@@ -148,16 +154,11 @@ def _map(bins: Bins, axis: np.ndarray, rank: Tensor) -> np.ndarray:
 
 
 def _argmax_significance(study: Study, signal: int, n: int) -> tuple[float, float]:
-    """Computes what n equal bins of a signal's score reach, of events in which that score is the largest."""
+    """Computes what n equal bins of a signal's score reach, with its error, of events whose largest score that is."""
     events, window = study.events, study.window or MassWindow()
     wins = events.features.argmax(1) == signal
-    chosen: Events = events.where(wins & events.in_window(window.low, window.high))
-    edges = torch.linspace(ARGMAX_FROM, 1.0, n + 1, dtype=torch.float64)
-    category = torch.bucketize(chosen.features[:, signal].contiguous(), edges[1:-1], right=True)
-    sample = Sample.of(chosen, signals=study.signals)
-    # The sample holds the events in another order: give it their category as its only feature.
-    places = Sample.of(
-        Events(category.double(), chosen.weights, chosen.process, chosen.processes), signals=study.signals
-    )
-    yields = sample.yields(sample.hard_totals(places.features[:, 0].long(), n))
-    return study.objective.significances(yields)[signal].item(), 0.0
+    chosen = events.where(wins & events.in_window(window.low, window.high))
+    score = replace(chosen, features=chosen.features[:, signal])
+    sample = Sample.of(score, signals=study.signals)
+    reached = evaluate(SigmoidBins(n, low=ARGMAX_FROM, high=1.0), sample, study.objective)
+    return reached.significances[signal].item(), reached.errors[signal].item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["DiscriminantReport"]
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,15 @@ import numpy as np
 import torch
 
 from specfit import plots
-from specfit.categories import Evaluation, SigmoidBins
+from specfit.categories import Bins, Evaluation, SigmoidBins
 from specfit.categorize.study import Pages, Report, Result, Study, draw_bias, draw_stacks
 from specfit.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 TOY_BINS = 50
+# More events than this outside the range of the bins are a mistake, fewer are said, very few are nothing.
+MOST_OUTSIDE, FEW_OUTSIDE = 0.5, 0.01
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,23 @@ class DiscriminantReport(Report):
     signal_scale: float = 100.0
     x_label: str = "Discriminant"
 
+    def check(self, study: Study, bins: Sequence[Bins]) -> None:
+        """Raises an `InputError` unless there is one discriminant, inside the range of sigmoid bins."""
+        if study.events.n_features != 1 or not all(isinstance(one, SigmoidBins) for one in bins):
+            raise InputError("report: this one draws sigmoid bins of one discriminant; choose another report")
+        x = study.events.features[:, 0]
+        for low, high in {(one.low[0], one.high[0]) for one in bins if isinstance(one, SigmoidBins)}:
+            outside = ((x < low) | (x > high)).double().mean().item()
+            said = f"{outside:.1%} of the events lie outside {low:g} to {high:g}, in the outermost bins"
+            if outside > MOST_OUTSIDE:
+                raise InputError(f"bins: {said}; they go from {x.min():g} to {x.max():g}: set bins.low and bins.high")
+            if outside > FEW_OUTSIDE:
+                logger.warning("%s; bins.low and bins.high set the range", said)
+
     def draw(self, study: Study, pages: Pages) -> dict[str, Any]:
         """Writes every picture; returns the significances of equidistant bins and of all optimised ones."""
-        bins = [result.bins for result in study.results if isinstance(result.bins, SigmoidBins)]
-        if study.events.n_features != 1 or len(bins) < len(study.results):
-            raise InputError("report: this one draws sigmoid bins of one discriminant; choose another report")
+        bins: list[Any] = [result.bins for result in study.results]
+        self.check(study, bins)
         low, high = (bins[0].low[0], bins[0].high[0]) if bins else (0.0, 1.0)
         self._stack(study, pages, np.linspace(low, high, TOY_BINS + 1), "toy_data")
         fixed: dict[int, Evaluation] = {}

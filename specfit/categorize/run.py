@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from specfit.categories import (
     Events,
+    InfeasibleError,
     Objective,
     evaluate_events,
     load_bins,
@@ -30,7 +31,7 @@ from specfit.io.files import replacing, write_json
 from specfit.overrides import run_configured
 from specfit.randomness import independent_rng
 
-RESULTS, CONFIG = "results.json", "config.yaml"
+RESULTS, CONFIG, CHECKPOINTS = "results.json", "config.yaml", "checkpoints"
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it, of how much."""
 
@@ -42,46 +43,26 @@ def categorize(cfg: DictConfig, *, progress: Progress | None = None) -> Path:
         cfg: Composed from `conf/categorize/categorize.yaml`; `cfg.run_dir` is the folder.
         progress: Is called as the epochs go by.
 
+    Numbers of categories that an interrupted run of the same configuration has finished are not optimised again.
+
     Raises:
-        InputError: The folder holds a finished run, or the configuration cannot be used.
+        InputError: The folder holds a finished run, or part of another one, or the configuration cannot be used.
     """
     run_dir = Path(cfg.run_dir)
-    if (run_dir / RESULTS).exists():
-        raise InputError(f"run_dir: {run_dir} holds a finished run; choose another with name=NAME or delete it")
-    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    _check_folder(run_dir, cfg)
+    study, report = _prepared(cfg)
+    (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     with replacing(run_dir / CONFIG) as temporary:
         temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    events, objective, window = (instantiate(cfg[key]) for key in ("events", "objective", "window"))
-    climb = instantiate(cfg.optimize)
     results = []
-    for n in cfg.n_categories:
-        start, rng = independent_rng((cfg.seed, n, 0)), independent_rng((cfg.seed, n, 1))
-        optimized = climb(
-            instantiate(cfg.bins)(n, rng=start),
-            events,
-            signals=list(cfg.signals),
-            rng=rng,
-            objective=objective,
-            window=window,
-            test_fraction=cfg.test_fraction,
-            progress=_bar(progress, f"{n} categories", climb.keywords["epochs"] * climb.keywords["restarts"]),
-        )
-        save_bins(optimized.bins, run_dir / "checkpoints" / f"{n}_bins.safetensors")
-        save_history(optimized.history, run_dir / "checkpoints" / f"{n}_history.safetensors")
-        results.append(
-            Result(
-                n=n,
-                bins=optimized.bins.cpu(),
-                history=optimized.history,
-                train=optimized.train,
-                test=optimized.test,
-                exact=_exact(_divided(events, n, cfg)[0], n, cfg, objective),
-                seconds=optimized.seconds,
-                starts=optimized.starts,
-                message=optimized.message,
-            )
-        )
-    return _report(run_dir, cfg, Study(events, tuple(cfg.signals), objective, window, tuple(results)))
+    for n in dict.fromkeys(cfg.n_categories):
+        done = _summary_file(run_dir, n)
+        if done.is_file():
+            results.append(_restored(run_dir, json.loads(done.read_text()), cfg, study))
+            continue
+        results.append(_optimized(run_dir, n, cfg, study, progress))
+        write_json(done, results[-1].summary())
+    return _report(run_dir, cfg, replace(study, results=tuple(results)), report)
 
 
 def analyse(run_dir: str | Path) -> Path:
@@ -89,6 +70,7 @@ def analyse(run_dir: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: The folder lacks its configuration, results or a checkpoint.
+        InputError: Its results or a checkpoint are damaged.
     """
     run_dir = Path(run_dir)
     for name in (CONFIG, RESULTS):
@@ -96,29 +78,14 @@ def analyse(run_dir: str | Path) -> Path:
             raise FileNotFoundError(f"{run_dir / name}: there is no such file; `specfit categorize` writes it")
     cfg = cast(DictConfig, OmegaConf.load(run_dir / CONFIG))
     try:
-        before = {one["n_categories"]: one for one in json.loads((run_dir / RESULTS).read_text())["results"]}
+        before = json.loads((run_dir / RESULTS).read_text())["results"]
+        study, report = _prepared(cfg)
+        results = [_restored(run_dir, one, cfg, study) for one in before]
     except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{run_dir / RESULTS}: damaged ({error})") from None
-    events, objective, window = (instantiate(cfg[key]) for key in ("events", "objective", "window"))
-    judge = partial(evaluate_events, signals=list(cfg.signals), objective=objective, window=window)
-    results = []
-    for n, one in before.items():
-        bins = load_bins(run_dir / "checkpoints" / f"{n}_bins.safetensors")
-        seen, unseen = _divided(events, n, cfg)
-        results.append(
-            Result(
-                n=n,
-                bins=bins,
-                history=load_history(run_dir / "checkpoints" / f"{n}_history.safetensors"),
-                train=judge(bins, seen),
-                test=None if unseen is None else judge(bins, unseen),
-                exact=one["exact"],
-                seconds=one["seconds_per_epoch"],
-                starts=tuple(one["starts"]),
-                message=one["message"],
-            )
-        )
-    return _report(run_dir, cfg, Study(events, tuple(cfg.signals), objective, window, tuple(results)))
+    return _report(run_dir, cfg, replace(study, results=tuple(results)), report)
 
 
 def main(overrides: Sequence[str], *, progress: Progress | None = None) -> list[Path]:
@@ -141,8 +108,99 @@ def main(overrides: Sequence[str], *, progress: Progress | None = None) -> list[
     return folders
 
 
-def _report(run_dir: Path, cfg: DictConfig, study: Study) -> Path:
+def _check_folder(run_dir: Path, cfg: DictConfig) -> None:
+    """Refuses a folder that this run would spoil."""
+    if (run_dir / RESULTS).exists():
+        raise InputError(f"run_dir: {run_dir} holds a finished run; choose another with name=NAME or delete it")
+    before = run_dir / CONFIG
+    is_begun = any(_summary_file(run_dir, n).is_file() for n in cfg.n_categories) and before.is_file()
+    if is_begun and before.read_text() != OmegaConf.to_yaml(cfg, resolve=True):
+        raise InputError(
+            f"run_dir: {run_dir} holds a part of a run with another configuration; continue that one with the same "
+            "words, choose another folder with name=NAME, or delete it"
+        )
+
+
+def _prepared(cfg: DictConfig) -> tuple[Study, Report]:
+    """Reads the events and finds what cannot work before anything takes long."""
+    events, objective, window = (instantiate(cfg[key]) for key in ("events", "objective", "window"))
+    study = Study(events, tuple(cfg.signals), objective, window, ())
+    _check_totals(study)
+    if cfg.exact and (events.n_features, len(study.signals)) != (1, 1):
+        raise InputError("exact: the exact optimum is for one feature and one signal; leave it out with exact=0")
     report: Report = instantiate(cfg.report)
+    report.check(study, [instantiate(cfg.bins)(n) for n in cfg.n_categories])
+    return study, report
+
+
+def _check_totals(study: Study) -> None:
+    """Refuses events of which nothing is expected: no cut makes them significant."""
+    events = study.events
+    events.of_process(study.signals)
+    totals = {name: events.totals[name] for name in study.signals}
+    totals["background"] = sum(events.totals[name] for name in study.backgrounds)
+    for name, total in totals.items():
+        if not total > 0:
+            raise InputError(
+                f"weights: more than 0 expected events of {name} are needed, the weights add up to {total:g}; "
+                f"the processes are {', '.join(events.processes)}"
+            )
+
+
+def _optimized(run_dir: Path, n: int, cfg: DictConfig, study: Study, progress: Progress | None) -> Result:
+    """Optimises one number of categories and writes its checkpoints."""
+    start, rng = independent_rng((cfg.seed, n, 0)), independent_rng((cfg.seed, n, 1))
+    climb = instantiate(cfg.optimize)
+    found = climb(
+        instantiate(cfg.bins)(n, rng=start),
+        study.events,
+        signals=list(study.signals),
+        rng=rng,
+        objective=study.objective,
+        window=study.window,
+        test_fraction=cfg.test_fraction,
+        progress=_bar(progress, f"{n} categories", climb.keywords["epochs"] * climb.keywords["restarts"]),
+    )
+    save_bins(found.bins, run_dir / CHECKPOINTS / f"{n}_bins.safetensors")
+    save_history(found.history, run_dir / CHECKPOINTS / f"{n}_history.safetensors")
+    return Result(
+        n=n,
+        bins=found.bins.cpu(),
+        history=found.history,
+        train=found.train,
+        test=found.test,
+        exact=_exact(_divided(study.events, n, cfg)[0], n, cfg, study.objective),
+        seconds=found.seconds,
+        starts=found.starts,
+        message=found.message,
+    )
+
+
+def _restored(run_dir: Path, one: dict[str, Any], cfg: DictConfig, study: Study) -> Result:
+    """Evaluates again what was optimised before; `one` is its summary."""
+    n = int(one["n_categories"])
+    bins = load_bins(run_dir / CHECKPOINTS / f"{n}_bins.safetensors")
+    seen, unseen = _divided(study.events, n, cfg)
+    judge = partial(evaluate_events, bins, signals=study.signals, objective=study.objective, window=study.window)
+    return Result(
+        n=n,
+        bins=bins,
+        history=load_history(run_dir / CHECKPOINTS / f"{n}_history.safetensors"),
+        train=judge(seen),
+        test=None if unseen is None else judge(unseen),
+        exact=one["exact"],
+        seconds=one["seconds_per_epoch"],
+        starts=tuple(one["starts"]),
+        message=one["message"],
+    )
+
+
+def _summary_file(run_dir: Path, n: int) -> Path:
+    """Returns what is written last for a number of categories: with it, that one is finished."""
+    return run_dir / CHECKPOINTS / f"{n}_summary.json"
+
+
+def _report(run_dir: Path, cfg: DictConfig, study: Study, report: Report) -> Path:
     comparison = report.draw(study, Pages(run_dir, cfg.format))
     results = [result.summary() for result in study.results]
     write_json(run_dir / RESULTS, {"results": results, "comparison": comparison})
@@ -157,14 +215,17 @@ def _divided(events: Events, n: int, cfg: DictConfig) -> tuple[Events, Events | 
 
 
 def _exact(events: Events, n: int, cfg: DictConfig, objective: Objective) -> float | None:
+    """Finds the largest significance within the limits of the objective; None where no bins keep them."""
     if not cfg.exact:
         return None
     (signal,) = cfg.signals
     # Without limits the best bins are those that happen to hold no background.
     limited = replace(objective, constrained=True)
-    return optimal_boundaries(
-        events, n, signal=signal, objective=limited, candidates=max(cfg.exact, n + 1)
-    ).significance
+    search = partial(optimal_boundaries, signal=signal, objective=limited, candidates=max(cfg.exact, n + 1))
+    try:
+        return search(events, n).significance
+    except InfeasibleError:
+        return None
 
 
 def _bar(progress: Progress | None, label: str, total: int) -> Callable[[int], None] | None:

@@ -110,6 +110,10 @@ class Report(ABC):
     """Draws a study."""
 
     @abstractmethod
+    def check(self, study: Study, bins: Sequence[Bins]) -> None:
+        """Raises an `InputError` where a study with such categories cannot be drawn: before it is made."""
+
+    @abstractmethod
     def draw(self, study: Study, pages: Pages) -> dict[str, Any]:
         """Writes every picture; returns figures of its own, such as baselines, as plain data."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 __all__ = ["categorize"]
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,8 +54,8 @@ def _print_categories(folder: Path) -> None:
 
     results = json.loads((folder / "results.json").read_text())["results"]
     table = Table(box=None, pad_edge=False)
-    for name in ("categories", "signal", "Z train", "Z test", "least background", "bias", "ms per epoch", "note"):
-        table.add_column(name)
+    for name in ("n", "signal", "Z train", "Z test", "least B", "bias", "ms/epoch"):
+        table.add_column(name, no_wrap=True, justify="left" if name == "signal" else "right")
     for one in results:
         train, test = one["train"], one["test"]
         for signal in train["significance"]:
@@ -67,11 +68,28 @@ def _print_categories(folder: Path) -> None:
                     else f"{part['significance'][signal]:.4f} ± {part['significance_error'][signal]:.4f}"
                     for part in (train, test)
                 ),
-                f"{min(category['background'] for category in train['categories']):.2f}",
+                # A sum of weights that cancel is printed as 0, not as -0.
+                f"{round(min(category['background'] for category in train['categories']), 2) + 0.0:.2f}",
                 f"{train['mean_bias']:.1e}",
                 f"{1e3 * one['seconds_per_epoch']:.1f}",
-                one["message"] or (f"best within limits {one['exact']:.4f}" if one["exact"] else ""),
             )
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
+    for one in results:
+        for note in _notes(one):
+            console.print(f"{one['n_categories']} categories: {note}")
     console.print(f"pictures, checkpoints and results.json in {folder}/")
+
+
+def _notes(one: dict[str, Any]) -> Iterator[str]:
+    """Says what a significance alone hides."""
+    train = one["train"]
+    if one["message"]:
+        yield one["message"]
+    elif not train["feasible"]:
+        yield (
+            "not within the limits of the objective (too little background in a category, or too uncertain); "
+            "objective.constrained=true keeps them"
+        )
+    if one["exact"]:
+        yield f"the best within the limits, by dynamic programming, is {one['exact']:.4f}"

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_LABELLED = 12
+LEGEND_COLUMNS = 4
+# Height of a line of a legend, of the axes.
+LEGEND_LINE = 0.075
+# Smaller regions of a map are named in its legend only, as a fraction of all its points.
+LARGE_ENOUGH_FOR_A_NAME = 0.01
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -49,8 +54,9 @@ def draw_history(
         ax.set_yscale("log")
     ax.set_xlim(0, max(len(lines) - 1, 1))
     if labels is not None and len(labels) <= MOST_LABELLED:
-        ax.margins(y=0.15)
-        add_legend(ax)
+        columns = min(len(labels), LEGEND_COLUMNS)
+        _make_room(ax, LEGEND_LINE * -(-len(labels) // columns))
+        add_legend(ax, loc="upper center", columns=columns)
     dress(ax, x_label="Epoch", y_label=y_label)
     return ax
 
@@ -76,12 +82,14 @@ def draw_bias_history(
         ax.set_yscale("log")
     elif not log:
         ax.set_ylim(bottom=0)
+    for axis in (ax, twin):
+        _make_room(axis, 2 * LEGEND_LINE)
     dress(ax, x_label="Epoch", y_label="Mean bias of the background")
     dress(twin, y_label=name.capitalize())
     ax.tick_params(which="both", right=False)
     twin.tick_params(which="both", left=False, labelleft=False)
     (a, b), (c, d) = ax.get_legend_handles_labels(), twin.get_legend_handles_labels()
-    add_legend(ax, dict(zip([*b, *d], [*a, *c], strict=True)))
+    add_legend(ax, dict(zip([*b, *d], [*a, *c], strict=True)), loc="upper right")
     return ax
 
 
@@ -135,7 +143,8 @@ def draw_significance_comparison(
             "capsize": 3,
         }
         ax.errorbar(numbers, z, yerr=error, color=OVERLAY[i % len(OVERLAY)], label=label, linewidth=1.8, **style)
-    ax.set_ylim(0, 1.35 * max((z for points in series.values() for z, _ in points.values()), default=1.0))
+    ax.set_ylim(0, 1.05 * max((z + error for points in series.values() for z, error in points.values()), default=1.0))
+    _make_room(ax, LEGEND_LINE * len(series))
     add_legend(ax, loc="upper left")
     dress(ax, x_label=x_label, y_label="Significance")
     ax.set_xticks(sorted({n for points in series.values() for n in points}))
@@ -164,6 +173,7 @@ def draw_category_map(
         title: Text above.
     """
     from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
 
     shades = ListedColormap(_shades(n_categories, light=True))
     masked = np.ma.masked_less(category, 0)
@@ -173,10 +183,14 @@ def draw_category_map(
         if here.any():
             # Half step off the grid lines: contours of a yes-or-no map.
             ax.contour(x, y, here.astype(float), levels=[0.5], colors=DATA, linewidths=0.8)
+        if here.mean() > LARGE_ENOUGH_FOR_A_NAME:
             rows, columns = np.nonzero(here)
             middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
             ax.text(x[columns[middle]], y[rows[middle]], str(k), ha="center", va="center", fontsize=13)
     ax.set_aspect("equal")
+    names = {f"Cat. {k}": Patch(facecolor=shades(k), edgecolor=DATA) for k in range(n_categories)}
+    if n_categories <= MOST_LABELLED:
+        add_legend(ax, names, loc="upper right")
     if title is not None:
         ax.set_title(title, fontsize=13)
     dress(ax, x_label=labels[0], y_label=labels[1])
@@ -203,6 +217,14 @@ def save_gif(frames: Sequence[Path], path: Path, *, milliseconds: int = 500) -> 
             temporary, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0, disposal=2
         )
     return path
+
+
+def _make_room(ax: Axes, share: float) -> None:
+    """Raises the upper end of the vertical axis, so that this share of it, at the top, is empty."""
+    transform = ax.yaxis.get_transform()
+    low, high = transform.transform(np.array(ax.get_ylim()))
+    ends = np.array([low, high + (high - low) * share / (1 - share)])
+    ax.set_ylim(*transform.inverted().transform(ends))
 
 
 def _shades(n: int, *, light: bool = False) -> list[str]:

@@ -72,10 +72,10 @@ def draw_stack(
 def _scale(ax: Axes, heights: np.ndarray, *, log: bool) -> None:
     """Leaves the upper quarter to the legend."""
     highest = float(heights.max()) if heights.size and heights.max() > 0 else 1.0
-    if not log:
+    positive = heights[heights > 0]
+    if not log or not positive.size:
         ax.set_ylim(0, 1.4 * highest)
         return
-    positive = heights[heights > 0]
-    lowest = 0.5 * max(float(positive.min()), DECADES_BELOW_ONE) if positive.size else 0.1
+    lowest = 0.5 * max(float(positive.min()), DECADES_BELOW_ONE)
     ax.set_yscale("log")
     ax.set_ylim(lowest, highest * (highest / lowest) ** 0.35)
