@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["REFITS", "EdgesMismatchError", "SpectrumFitter", "refit_rule", "smooth_background"]
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from specfit.errors import InputError
 from specfit.fitter import Refit, refit_signals, refit_talk, refit_windows
 from specfit.guard import judge
 from specfit.masks import bridged, describe_gaps, left_out_bins
-from specfit.net import BackgroundNet, CalibratedNet, Prediction
+from specfit.net import BackgroundNet, CalibratedNet, LocalModel, Prediction
 from specfit.parallel import on_all_cores
 from specfit.spectrum import Spectrum
 
@@ -31,8 +32,10 @@ RefitRule = Literal["signals", "windows", "talk"] | bool | None
 REFITS = ("signals", "windows", "talk")
 """Rules that `refit` can name; True takes the first that the net can follow."""
 
-# Spectra that are fitted at a time: large enough to keep the processor busy, small enough for its cache.
-SPECTRA_AT_A_TIME = 2048
+# Spectra that the net sees at a time: large enough to keep a processor busy, small enough for its cache. Of very many a
+# thread takes several such pieces, so that the few with a signal are refitted together: up to so many bins in all, and
+# no more than an eighth of the spectra.
+SPECTRA_AT_A_TIME, BINS_TOGETHER, PIECES = 2048, 400_000, 8
 
 
 class EdgesMismatchError(InputError):
@@ -99,9 +102,10 @@ class SpectrumFitter:
         self._check_edges(read)
         counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
         scale = read.content_per_event.view(-1, 1)
-        pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts / scale, left_out)), strict=True)
+        together = max(SPECTRA_AT_A_TIME, min(BINS_TOGETHER // read.n_bins, len(counts) // PIECES))
+        pieces = zip(*(torch.split(t, together) for t in (counts / scale, left_out)), strict=True)
         results = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], read.edges, rule), pieces)
-        prediction = Prediction(*(torch.cat(parts) for parts in zip(*(p for p, _ in results), strict=True)))
+        prediction = Prediction(*_joined([part for part, _ in results]))
         masks, iterations = (torch.cat([getattr(r, name) for _, r in results]) for name in ("mask", "iterations"))
         converged, reasons = judge(counts / scale, prediction, mask=masks, left_out=left_out)
         if read.is_weighted:
@@ -149,11 +153,14 @@ class SpectrumFitter:
 
     def _refitted(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
         """Fits the data as they are, and finds what to mask."""
+        parts = list(zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, left_out)), strict=True))
         if rule == "signals" and isinstance(self.net, CalibratedNet):
-            first = self.net.fitted(counts, edges=edges, mask=left_out)
-            prediction = self.net.calibrated(*first, left_out)
+            fitted = [self.net.fitted(some, edges=edges, mask=out) for some, out in parts]
+            calibrated = [self.net.calibrated(*one, out) for one, (_, out) in zip(fitted, parts, strict=True)]
+            first = LocalModel(*_joined([model for model, _ in fitted])), torch.cat([rate for _, rate in fitted])
+            prediction = Prediction(*_joined(calibrated))
             return prediction, refit_signals(self.net, counts, edges, first=first, mask=left_out)
-        prediction = self.net.predict(counts, edges=edges, mask=left_out)
+        prediction = Prediction(*_joined([self.net.predict(some, edges=edges, mask=out) for some, out in parts]))
         if rule is None:
             return prediction, Refit(counts, left_out, torch.zeros(len(counts), dtype=torch.int64), "no refit")
         if rule == "talk":
@@ -232,6 +239,11 @@ def _describe(refits: list[Refit]) -> list[str]:
         f"(p = {one.p_value:.1g} anywhere)"
         for one in found
     ]
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Joins what several pieces gave, field by field."""
+    return [torch.cat(field) for field in zip(*parts, strict=True)]
 
 
 def _predict_masked(net: BackgroundNet, edges: Tensor, counts: Tensor, mask: Tensor) -> Prediction:

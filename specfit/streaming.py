@@ -107,8 +107,9 @@ def fit_file(
         done = rows.stop
         write_json(partial / "progress.json", {"done": done})
         progress(done, len(counts))
-    (partial / "background.npy").replace(out)
-    (partial / "fits.npy").replace(table)
+    for name, final in (("background.npy", out), ("fits.npy", table)):
+        if (partial / name).exists():  # a run that was killed between the two has moved one
+            (partial / name).replace(final)
     _remove(partial)
     return StreamedFits(out, table, np.load(table, mmap_mode="r", allow_pickle=False))
 

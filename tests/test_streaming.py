@@ -1,6 +1,7 @@
 """Files of very many spectra: the same answers as at once, whatever stopped the run in between."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +77,31 @@ def test_a_stopped_run_goes_on_where_it_was(fitter, source, target, tmp_path):
     whole = streaming.fit_file(fitter, source, str(tmp_path / "whole.npy"))
     assert (np.load(result.background) == np.load(whole.background)).all()
     assert (result.fits == whole.fits).all()
+
+
+def test_a_run_that_was_killed_between_its_last_two_moves_ends_well(fitter, source, tmp_path):
+    out, whole = tmp_path / "late.npy", streaming.fit_file(fitter, source, str(tmp_path / "whole.npy"))
+    partial = tmp_path / "late.npy.partial"
+
+    class Killed(BaseException):
+        pass
+
+    def kill(path, target):
+        if path.name == "fits.npy":
+            raise Killed
+        return replace(path, target)
+
+    replace = Path.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(Killed):
+            streaming.fit_file(fitter, source, str(out))
+    assert out.exists()
+    assert partial.exists()
+    result = streaming.fit_file(fitter, source, str(out))
+    assert (np.load(out) == np.load(whole.background)).all()
+    assert (result.fits == whole.fits).all()
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize(
