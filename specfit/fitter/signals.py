@@ -159,16 +159,9 @@ class _Search:
 
     def significant(self, spectra: _Spectra, rows: Tensor) -> _Significant:
         """Finds those of some spectra with a significant signal, at most one in each."""
-        rows = rows[self._scores(spectra, rows, self.coarse).amax(1) > self.least_z]
-        z = self._scores(spectra, rows, self.signals)
-        of_path = [z[:, path].max(-1) for path in self.paths]
-        number = torch.stack([best.indices + path.start for best, path in zip(of_path, self.paths, strict=True)], 1)
-        model, log_rate = spectra.answer(rows)
-        length = path_length(log_rate, model, self.signals, weight=(~spectra.mask[rows]).double())
-        passing = self._p_value(z.amax(1), length) < self.false_alarm
-        rows, length = rows[passing], length[passing]
+        rows, number, length = self._candidates(spectra, rows)
         data, mask = spectra.data[rows], spectra.mask[rows]
-        number = self._promising(data, mask, spectra.answer(rows)[0], number[passing])
+        number = self._promising(data, mask, spectra.answer(rows)[0], number)
         each = torch.arange(len(rows), device=rows.device)
         spectrum = each.repeat_interleave(number.shape[1])
         fits = extract(self.net, data, self._columns(number), spectrum=spectrum, edges=self.edges, mask=mask)
@@ -177,6 +170,16 @@ class _Search:
         p_value = self._p_value(largest.values, length)
         found = _Significant(rows, number[each, largest.indices], largest.values, p_value, background)
         return found.of(p_value < self.false_alarm)
+
+    def _candidates(self, spectra: _Spectra, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes the spectra whose scores pass; `(r,)`, the best signal of each width, `(r, n)`, path lengths `(r,)`."""
+        rows = rows[self._scores(spectra, rows, self.coarse).amax(1) > self.least_z]
+        z = self._scores(spectra, rows, self.signals)
+        number = torch.stack([path.start + z[:, path].argmax(-1) for path in self.paths], 1)
+        model, log_rate = spectra.answer(rows)
+        length = path_length(log_rate, model, self.signals, weight=(~spectra.mask[rows]).double())
+        passing = self._p_value(z.amax(1), length) < self.false_alarm
+        return rows[passing], number[passing], length[passing]
 
     def _scores(self, spectra: _Spectra, rows: Tensor, signals: SignalHypotheses) -> Tensor:
         scores = []
