@@ -215,6 +215,9 @@ def test_multirun_sweeps(tmp_path):
     main(["--multirun", *SMALL, *short, "net=talk,dense", f"hydra.sweep.dir={tmp_path}/sweep"])
     names = [type(checkpoint.load(tmp_path / "sweep" / str(i)).net).__name__ for i in (0, 1)]
     assert names == ["TalkNet", "DenseNet"]
+    log = (tmp_path / "sweep" / "0" / "train.log").read_text()
+    assert "epoch 1 of 1: train/loss" in log
+    assert all(name in log for name in ("val/loss", "val/rms_over_limit", " s\n"))
 
 
 @pytest.mark.usefixtures("in_this_process")

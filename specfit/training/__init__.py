@@ -4,9 +4,9 @@
 constructors named here.
 """
 
-__all__ = ["FittedSpectra", "FitterModule", "SpectrumDataModule", "train"]
+__all__ = ["EpochLog", "FittedSpectra", "FitterModule", "SpectrumDataModule", "train"]
 
-from specfit.training.callbacks import FittedSpectra
+from specfit.training.callbacks import EpochLog, FittedSpectra
 from specfit.training.datamodule import SpectrumDataModule
 from specfit.training.module import FitterModule
 from specfit.training.train import train

@@ -1,10 +1,16 @@
-"""FittedSpectra: six validation spectra with their fits, as a picture in TensorBoard."""
+"""What a training tells while it runs.
+
+- `FittedSpectra`: six validation spectra with their fits, as a picture in TensorBoard.
+- `EpochLog`: a line an epoch, for the run's log and for terminals that no bar can be drawn on.
+"""
 
 from __future__ import annotations
 
-__all__ = ["FittedSpectra"]
+__all__ = ["EpochLog", "FittedSpectra"]
 
 import io
+import logging
+import time
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -21,6 +27,30 @@ from specfit.plots import draw_examples
 from specfit.training.module import FitterModule
 
 EXAMPLES = 6
+FIGURES = ("train/loss", "val/loss", "val/rms", "val/bias", "val/rms_over_limit")
+
+log = logging.getLogger(__name__)
+
+
+class EpochLog(pl.Callback):
+    """Logs the figures of every epoch, how long it took, and how long the rest will take."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Looks at the clock."""
+        self.began = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Logs a line, from the main process alone; validation is over by then."""
+        if not trainer.is_global_zero:
+            return
+        took, done, size = time.monotonic() - self.began, trainer.current_epoch + 1, trainer.max_epochs
+        known = {name: float(trainer.callback_metrics[name]) for name in FIGURES if name in trainer.callback_metrics}
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in known.items())
+        rest = f", at most {took * (size - done) / 60:.3g} min left" if size and size > done else ""
+        log.info("epoch %d%s: %s; %.3g s%s", done, f" of {size}" if size and size > 0 else "", figures, took, rest)
 
 
 class FittedSpectra(pl.Callback):
