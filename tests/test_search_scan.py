@@ -240,6 +240,20 @@ def test_the_picture_shows_data_background_p_values_and_limits(found, counts):
     assert limits.get_xlabel() == "m [GeV]"
 
 
+def test_several_widths_are_a_line_each_and_limits_those_of_the_best(counts, fitter):
+    result = scan(counts, EDGES, checkpoint=fitter, width=[0.05, 0.1])
+    *_, local_p, limits = result.plot().axes
+    assert [text.get_text() for text in local_p.get_legend().get_texts()] == ["5 % wide", "10 % wide"]
+    lines = [line for line in local_p.get_lines() if "wide" in str(line.get_label())]
+    assert sum(len(line.get_xdata()) for line in lines) == len(result.mass)
+    assert all((np.diff(line.get_xdata()) > 0).all() for line in lines)
+    share = float(result.width[result.best] / result.mass[result.best])
+    assert limits.get_legend().get_title().get_text() == f"{100 * share:.3g} % wide"
+    observed = next(line for line in limits.get_lines() if line.get_label() == "observed")
+    same_width = (result.width / result.mass - share).abs() < 1e-6
+    assert_allclose(observed.get_ydata(), result.limit[same_width].numpy())
+
+
 @pytest.mark.slow
 def test_pulls_of_two_thousand_backgrounds_are_normal(fitter):
     """The reference task, N = 5: a 5 % wide signal between the 10th and the 90th percentile of the range."""

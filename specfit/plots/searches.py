@@ -20,6 +20,8 @@ LONG_STEP = 1.5
 # Colours that everyone knows for one and two standard deviations of an expected limit, told apart in grey too.
 ONE_SIGMA, TWO_SIGMA = "#7FC97F", "#FFE08A"
 SMALLEST_P = 1e-300
+# Widths told apart by line and colour, no more than so many; shares or widths that differ by less are one.
+LINES, STYLES, MOST_LINES, SAME = (DATA, TRUTH, FIT), ("-", "--", "-."), 6, 1e-6
 
 
 def draw_search(result: Any, *, x_label: str = "x") -> Figure:
@@ -56,21 +58,21 @@ def draw_search(result: Any, *, x_label: str = "x") -> Figure:
 
 
 def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
-    """Draws the local p-value of each mass, the best of several widths, with lines at whole standard deviations.
+    """Draws the local p-value of each mass, a line for each width, with marks at whole standard deviations.
 
-    The line ends where bins are left out and no signal was tried.
+    A line ends where bins are left out and no signal was tried.
 
     Args:
         result: A `ScanResult`.
         ax: Where; None makes a figure.
     """
     ax = ax or _axes()
-    mass, best = _best_of_widths(result)
-    z = result.local_z.numpy()[best]
-    p = np.maximum(result.local_p.numpy()[best], SMALLEST_P)
-    ax.plot(*_broken(result, mass, p), color=DATA, linewidth=1.3)
+    lines = _lines(result)
+    for chosen, color, style in zip(lines, itertools.cycle(LINES), itertools.cycle(STYLES), strict=False):
+        p = np.maximum(result.local_p.numpy()[chosen], SMALLEST_P)
+        ax.plot(*_broken(result, chosen, p), color=color, linestyle=style, linewidth=1.3, label=_width(result, chosen))
     ax.set_yscale("log")
-    highest = max(3.0, float(z.max()) + 0.7)
+    highest = max(3.0, float(result.local_z.max()) + 0.7)
     for sigma in range(1, int(highest) + 1):
         height = _tail(sigma)
         ax.axhline(height, color=FIT, linestyle=":", linewidth=0.9)
@@ -85,6 +87,8 @@ def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
     ax.set_ylim(max(_tail(highest), SMALLEST_P), 1.0)
     text = f"global p-value {number(result.global_p)}"
     ax.annotate(text, (0.02, 0.06), xycoords="axes fraction", fontsize=11)
+    if len(lines) > 1:
+        add_legend(ax, font=9, loc="lower right")
     dress(ax, y_label="Local p-value", font=12)
     return ax.figure.figure
 
@@ -92,15 +96,18 @@ def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
 def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
     """Draws the upper limits, observed and expected with bands of one and two standard deviations.
 
+    Of several widths they are those of the most significant signal's; the table of the scan has all.
+
     Args:
         result: A `ScanResult`.
         ax: Where; None makes a figure.
     """
     ax = ax or _axes()
-    mass, chosen = _best_of_widths(result, narrowest=True)
+    lines = _lines(result)
+    chosen = next(line for line in lines if result.best in line)
     observed, expected = result.limit.numpy()[chosen], result.expected_limits.numpy()[chosen]
     needs_log = observed.min() > 0 and observed.max() > 20 * observed.min()
-    (x, observed), (_, expected) = (_broken(result, mass, values) for values in (observed, expected))
+    (x, observed), (_, expected) = (_broken(result, chosen, values) for values in (observed, expected))
     ax.fill_between(x, expected[:, 0], expected[:, 4], color=TWO_SIGMA, linewidth=0, label=r"$\pm 2\sigma$")
     ax.fill_between(x, expected[:, 1], expected[:, 3], color=ONE_SIGMA, linewidth=0, label=r"$\pm 1\sigma$")
     ax.plot(x, expected[:, 2], color=DATA, linestyle="--", linewidth=1, label="expected")
@@ -108,7 +115,7 @@ def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
     if needs_log:
         ax.set_yscale("log")
     dress(ax, y_label=f"{100 * result.level:g} % CLs limit [events]", font=12)
-    add_legend(ax, font=9)
+    add_legend(ax, font=9, title=_width(result, chosen) if len(lines) > 1 else "")
     return ax.figure.figure
 
 
@@ -162,17 +169,28 @@ def _draw_excess(result: Any, ax: Axes) -> None:
     dress(ax, y_label=r"(Data $-$ B) / $\sqrt{\mathrm{B}}$", font=12)
 
 
-def _best_of_widths(result: Any, *, narrowest: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the masses in order and, for each, the index of its most significant (or narrowest) hypothesis."""
-    masses, of_mass = np.unique(result.mass.numpy(), return_inverse=True)
-    score = -result.width.numpy() if narrowest else result.local_z.numpy()
-    order = np.lexsort((score, of_mass))
-    last = np.append(np.flatnonzero(np.diff(of_mass[order])), len(order) - 1)
-    return masses, order[last]
+def _lines(result: Any) -> list[np.ndarray]:
+    """Returns the indices of the hypotheses that a line joins: those of one width, masses rising; else all by mass."""
+    mass = result.mass.numpy()
+    lines = np.split(np.arange(len(mass)), np.flatnonzero(np.diff(mass) <= 0) + 1)
+    return lines if len(lines) <= MOST_LINES else [np.argsort(mass, kind="stable")]
 
 
-def _broken(result: Any, mass: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _width(result: Any, chosen: np.ndarray) -> str:
+    """Names the width of a line of hypotheses, as a share of the mass where it is one."""
+    width, share = result.width.numpy()[chosen], (result.width / result.mass.abs()).numpy()[chosen]
+    if np.ptp(share) <= SAME * share.max():
+        return f"{100 * share[0]:.3g} % wide"
+    return (
+        f"{width[0]:.3g} wide"
+        if np.ptp(width) <= SAME * width.max()
+        else f"{width.min():.2g} to {width.max():.2g} wide"
+    )
+
+
+def _broken(result: Any, chosen: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Puts NaN, where a line ends, between masses with bins that are left out and more than a usual step between."""
+    mass = result.mass.numpy()[chosen]
     edges, mask = result.spectrum.edges.numpy(), result.mask.numpy()
     steps = np.diff(mass)
     usual = np.maximum(np.append(steps[1:], 0.0), np.insert(steps[:-1], 0, 0.0)) if steps.size else steps
