@@ -93,7 +93,7 @@ def test_the_interval_is_that_of_minos(case):
     assert float(low) == pytest.approx(down, rel=0.01)
 
 
-def test_the_interval_widens_with_the_calibration():
+def test_the_interval_widens_with_the_error():
     p = make(events=1e5, signal=900.0)
     plain, wide = (
         interval(*rows_of(p.counts, p.background, p.templates, basis=COSINES, widening=w)) for w in (1.0, 1.3)

@@ -3,7 +3,7 @@ r"""Intervals and limits on the yield of every hypothesis of one spectrum, from 
 The background is fitted again at each yield, around the local model of the best fit. Conventions: `interval` is where
 :math:`2 \Delta \ln L` reaches 1 on each side (MINOS); `upper_limits` follow the CLs rule with
 :math:`\tilde q_\mu` and its asymptotic distributions, expectations from the Asimov data of the background. Likelihood
-differences are divided by the square of the widening that the net's calibration asks for.
+differences are divided by the square of the widening of the error (see `specfit.signal.extraction`).
 
 Sources: F. James, M. Roos, Comput. Phys. Commun. 10 (1975) 343; Cowan, Cranmer, Gross, Vitells, arXiv:1007.1727;
 A. L. Read, J. Phys. G 28 (2002) 2693.

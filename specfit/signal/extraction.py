@@ -10,8 +10,8 @@ For each row, a hypothesis of a spectrum,
 The local significance is :math:`\pm\sqrt{q_0}` from the likelihoods with and without the signal. Each of the two may
 use whichever of the net's local models describes the data better with it, that of the data as they are or that of the
 data without the signal: where a background of its own explains the data as well, there is no significance (discrete
-profiling, arXiv:1408.6865). It and the error of the yield also carry the net's calibration (`specfit.net.error_scale`),
-which widens the share of the background in them.
+profiling, arXiv:1408.6865), and its error is as much wider. The net's calibration (`specfit.net.error_scale`) is not in
+them: it answers for what a fit of the background alone does not see, which the second pass finds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from specfit.net import CalibratedNet, LocalModel
-from specfit.net.posterior import posterior_mode
-from specfit.signal.joint_fit import TINY, JointFit, fit_jointly, yield_widening
+from specfit.signal.joint_fit import TINY, JointFit, fit_jointly
 
 # Signals above so many standard deviations are taken out of what the net sees, at most so many times.
 SEEN_ABOVE, MOST_PASSES = 0.5, 4
@@ -85,8 +84,7 @@ def extract(
     first = _fitted(data, columns, LocalModel(*(t[spectrum] for t in once)), left_out)
     at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
     rows = _without_signals_for_the_net(net, first, edges, left_out)
-    wider = _calibration(net, counts, once, mask)[spectrum]
-    return rows._replace(widening=_of_calibration(rows, wider, left_out) * _absorption(rows, *at_first))
+    return rows._replace(widening=_absorption(rows, *at_first))
 
 
 def plausible(net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor) -> LocalModel:
@@ -124,20 +122,6 @@ def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, 
         moved = (new.fit.yields - old.yields)[:, 0].abs()
         moving = moving[moved > SETTLED * new.fit.covariance[:, 0, 0].sqrt()]
     return rows
-
-
-def _calibration(net: CalibratedNet, counts: Tensor, model: LocalModel, mask: Tensor) -> Tensor:
-    """Returns the factor that the calibration puts on the variance of the background, `(m, n_bins)`."""
-    weight = (~mask).to(counts)
-    log_rate = posterior_mode(model.log_mean, model.basis, counts, weight=weight)
-    return net.widening(log_rate, model.basis, weight=weight, mask=mask)
-
-
-def _of_calibration(rows: Rows, wider: Tensor, mask: Tensor) -> Tensor:
-    """Returns by how much that widens the error of each tested yield, `(r,)`."""
-    template = rows.columns[:, 0]
-    rate = rows.fit.background + rows.fit.yields[:, :1].clamp(min=0.0) * template
-    return yield_widening(wider, template, rate, weight=(~mask).to(rate), variance=rows.fit.covariance[:, 0, 0])
 
 
 def _absorption(rows: Rows, with_signal: Tensor, without: Tensor) -> Tensor:
