@@ -27,6 +27,7 @@ __all__ = ["WindowScan", "scan_windows"]
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import scipy.special
 import torch
@@ -85,16 +86,21 @@ def scan_windows(
         raise InputError(
             f"background: shape {tuple(b.shape)} came for counts {tuple(n.shape)}; give (n_bins,) or one for each"
         )
-    last = max(1, n_bins // 2) if widest is None else widest
-    if not isinstance(narrowest, Integral) or not isinstance(last, Integral) or not 1 <= narrowest <= last <= n_bins:
-        raise InputError(
-            f"narrowest, widest: whole numbers with 1 <= narrowest <= widest <= {n_bins} are expected, "
-            f"{narrowest!r} and {last!r} came"
-        )
+    widths = _widths(narrowest, max(1, n_bins // 2) if widest is None else widest, n_bins)
     rows = zip(*(torch.split(t.expand_as(n).reshape(-1, n_bins), AT_A_TIME) for t in (n, b)), strict=True)
-    found = [_scan(some, expected, int(narrowest), int(last)) for some, expected in rows]
+    found = [_scan(some, expected, widths) for some, expected in rows]
     statistic, first, width = (torch.cat(t).view(n.shape[:-1]) for t in zip(*found, strict=True))
     return WindowScan(statistic, first, width)
+
+
+def _widths(narrowest: Any, widest: Any, n_bins: int) -> range:
+    whole = isinstance(narrowest, Integral) and isinstance(widest, Integral)
+    if not whole or not 1 <= narrowest <= widest <= n_bins:
+        raise InputError(
+            f"narrowest, widest: whole numbers with 1 <= narrowest <= widest <= {n_bins} are expected, "
+            f"{narrowest!r} and {widest!r} came"
+        )
+    return range(int(narrowest), int(widest) + 1)
 
 
 def _events(values: ArrayLike, name: str) -> Tensor:
@@ -104,12 +110,12 @@ def _events(values: ArrayLike, name: str) -> Tensor:
     return events
 
 
-def _scan(counts: Tensor, background: Tensor, narrowest: int, widest: int) -> tuple[Tensor, Tensor, Tensor]:
+def _scan(counts: Tensor, background: Tensor, widths: range) -> tuple[Tensor, Tensor, Tensor]:
     """Finds the window of each row of `(m, n_bins)`: statistic, first bin and width, each `(m,)`."""
-    n_bins, widths = counts.shape[1], range(narrowest, widest + 1)
+    n_bins = counts.shape[1]
     first = torch.cat([torch.arange(n_bins - w + 1) for w in widths])
     width = torch.cat([torch.full((n_bins - w + 1,), w) for w in widths])
-    n, b = (_sums(t, narrowest, widest) for t in (counts, background))  # (m, windows)
+    n, b = (_sums(t, widths) for t in (counts, background))  # (m, windows)
     excess = (n > b) & (b > 0)
     at_least = torch.where(excess, poisson_deviance(n, b) / 2, 0.0)
     # Stirling: n! is smaller than its series with one term.
@@ -121,16 +127,16 @@ def _scan(counts: Tensor, background: Tensor, narrowest: int, widest: int) -> tu
     return largest, first[best], width[best]
 
 
-def _sums(values: Tensor, narrowest: int, widest: int) -> Tensor:
+def _sums(values: Tensor, widths: range) -> Tensor:
     """Sums all windows of `(m, n_bins)`, the narrowest first, `(m, windows)`.
 
     Each grows from the one a bin narrower: differences of cumulative sums would drown an empty end in rounding.
     """
     window, parts = values, [values]
-    for width in range(2, widest + 1):
+    for width in range(2, widths[-1] + 1):
         window = window[:, :-1] + values[:, width - 1 :]
         parts.append(window)
-    return torch.cat(parts[narrowest - 1 :], 1)
+    return torch.cat(parts[widths[0] - 1 :], 1)
 
 
 def _log_tail(n: Tensor, b: Tensor) -> Tensor:
