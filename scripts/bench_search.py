@@ -112,14 +112,14 @@ def _agreement(task: _Task, options: Any) -> dict[str, Any]:
     ours = scan_windows(toys, task.background, narrowest=NARROWEST, widest=WIDEST)
     spent = time.process_time() - begin
     found = [_peer(one, task.background, n_toys=0) for one in toys]
-    t, first, n_bins = (torch.tensor(column) for column in zip(*found, strict=True))
+    t, first, n_bins = torch.tensor(found, dtype=torch.float64).T
     return {
         "task": task.name,
         "largest difference": (ours.statistic - t).abs().max().item(),
         "relative": ((ours.statistic - t).abs() / t.clamp(min=1.0)).max().item(),
         "same window": ((ours.first == first) & (ours.n_bins == n_bins)).double().mean().item(),
         "largest t": t.max().item(),
-        "cpu s": spent,
+        "specfit cpu s": spent,
     }
 
 
@@ -174,7 +174,7 @@ def _ways(task: _Task, counts: Tensor, elsewhere: Tensor, null: _Null) -> Iterat
     exact = {"the truth": truth, "fit to the data": fitted, "fit to other data": elsewhere}
     for name, backgrounds in exact.items():
         p = [_peer(*pair, n_toys=PEER_TOYS, seed=i)[0] for i, pair in enumerate(zip(counts, backgrounds, strict=True))]
-        yield f"pyBumpHunter, {name} as exact", torch.tensor(p)
+        yield f"pyBumpHunter, {name} as exact", torch.tensor(p, dtype=torch.float64)
     yield "windows, fit repeated on each toy", _counted(_windows(counts, fitted), null.t)
     z, by_correlation = largest_excess(task.chain, counts)
     yield "specfit scan, correlation", by_correlation
@@ -186,7 +186,7 @@ def _windows(counts: Tensor, background: Tensor) -> Tensor:
 
 
 def _counted(observed: Tensor, toys: Tensor) -> Tensor:
-    return torch.tensor([global_p_value(float(one), toys).p_value for one in observed])
+    return torch.tensor([global_p_value(float(one), toys).p_value for one in observed], dtype=torch.float64)
 
 
 def _of(p: Tensor, with_signal: Tensor) -> dict[str, float]:
