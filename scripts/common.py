@@ -11,6 +11,7 @@ __all__ = [
     "SEED",
     "TASKS",
     "argument_parser",
+    "chain_of",
     "fit_functions",
     "fitted_parts",
     "limit_of",
@@ -45,6 +46,8 @@ from specfit.generator import Batch
 from specfit.inference import RefitRule
 from specfit.information_limit import USED_ABOVE, InformationLimit, information_limit
 from specfit.io import files
+from specfit.search import SignalHypotheses
+from specfit.search.chain import Chain
 
 TASKS = (1, 5, 7)
 """Numbers of components of the reference task, those of the talk."""
@@ -94,6 +97,12 @@ def start(main: Callable[[], Any]) -> None:
     except (specfit.InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def chain_of(fitter: specfit.SpectrumFitter, edges: Tensor, signals: SignalHypotheses) -> Chain:
+    """Makes the chain of a search without known peaks and with every bin."""
+    n_bins = len(edges) - 1
+    return Chain(fitter, edges, signals, edges.new_zeros(0, n_bins), torch.zeros(n_bins, dtype=torch.bool))
 
 
 def rng_of(seed: int) -> torch.Generator:

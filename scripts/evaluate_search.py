@@ -7,23 +7,25 @@ background, of several widths: bias of the fitted yield in units of its error, m
 
     python scripts/evaluate_search.py
     python scripts/evaluate_search.py --checkpoint any_binning --size 2000 --json search.json
+    python scripts/evaluate_search.py --components 5 --size 1000 --injected 20 --global-p 1000
 """
 
 from __future__ import annotations
 
-__all__ = ["background_only", "injected", "main"]
+__all__ = ["background_only", "global_p_values", "injected", "main"]
 
 from collections.abc import Sequence
 from typing import Any
 
+import scipy.stats
 import torch
-from common import argument_parser, positive, print_table, start, write_json
+from common import argument_parser, chain_of, positive, print_table, start, write_json
 from torch import Tensor
 
 import specfit
 from specfit.randomness import independent_rng
 from specfit.search import SignalHypotheses, gaussian_hypotheses
-from specfit.search.chain import Chain
+from specfit.search.excess import largest_excess
 
 COMPONENTS, WIDTHS, STRENGTHS, WIDTH = (1, 5, 7), (0.02, 0.05, 0.1), (0.0, 2.0, 5.0, 10.0), 0.05
 N_MASSES, N_INJECTED_MASSES, AT_A_TIME = 9, 5, 1000
@@ -35,17 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the script; returns the rows of both tables."""
     parser = argument_parser(__doc__, size=20_000)
     parser.add_argument("--injected", type=positive, default=400, help="spectra for each injected signal")
+    parser.add_argument("--components", type=positive, nargs="+", default=COMPONENTS, help="of the backgrounds, each N")
+    parser.add_argument("--global-p", type=positive, default=1000, help="spectra whose global p-value is computed")
+    parser.add_argument("--toys", type=positive, default=19, help="toys for each of them (default: %(default)s)")
     options = parser.parse_args(arguments)
     fitter = specfit.SpectrumFitter.from_checkpoint(options.checkpoint)
     edges = fitter.edges if fitter.edges is not None else specfit.SpectrumFitter.from_checkpoint().edges
-    pure, with_signal = [], []
-    for n in COMPONENTS:
+    pure, with_signal, uniform = [], [], []
+    for n in options.components:
         generator = specfit.SpectrumGenerator(edges, n_backgrounds=n)
         pure += background_only(fitter, generator, size=options.size, seed=options.seed, name=f"N={n}")
         with_signal += injected(fitter, generator, size=options.injected, seed=options.seed, name=f"N={n}")
+        sizes = {"size": options.global_p, "n_toys": options.toys, "seed": options.seed}
+        uniform += global_p_values(fitter, generator, **sizes, name=f"N={n}")
     print_table(f"Pure backgrounds, {options.size} spectra each, signals of {100 * WIDTH:g} %", pure)
     print_table(f"Injected signals, {options.injected} spectra each", with_signal)
-    figures = {"background_only": pure, "injected": with_signal}
+    print_table(f"Global p-values of {options.global_p} pure backgrounds", uniform)
+    figures = {"background_only": pure, "injected": with_signal, "global_p": uniform}
     write_json(options.json, options, figures)
     return figures
 
@@ -55,7 +63,7 @@ def background_only(
 ) -> list[dict[str, Any]]:
     """Searches pure backgrounds; one row for each mass."""
     signals = gaussian_hypotheses(generator.edges, width=WIDTH, mass=_masses(generator.edges, N_MASSES))
-    chain = _chain(fitter, generator.edges, signals)
+    chain = chain_of(fitter, generator.edges, signals)
     pulls, significances, used = [], [], []
     for i, first in enumerate(range(0, size, AT_A_TIME)):
         batch = generator.sample(min(AT_A_TIME, size - first), rng=independent_rng((seed, 0, i)))
@@ -87,7 +95,7 @@ def injected(
                 events = strength * (template**2 / background.clamp(min=1e-9)).sum(-1).rsqrt()
                 expected = background + events[:, None] * template
                 counts = torch.poisson(expected, generator=independent_rng((seed, 2, j)))
-                found = _chain(fitter, generator.edges, signals)(counts)
+                found = chain_of(fitter, generator.edges, signals)(counts)
                 pull = ((found.yields[:, 0] - events) / found.error[:, 0])[enough]
                 ratio = found.yields[:, 0].sum() / events.sum() if strength else torch.tensor(1.0)
                 judged.append((pull.median().item(), pull.mean().item(), pull.std().item(), ratio.item()))
@@ -105,6 +113,44 @@ def injected(
                 }
             )
     return rows
+
+
+def global_p_values(
+    fitter: specfit.SpectrumFitter,
+    generator: specfit.SpectrumGenerator,
+    *,
+    size: int,
+    n_toys: int,
+    seed: int,
+    name: str,
+) -> list[dict[str, Any]]:
+    """Computes global p-values of pure backgrounds; one row for each way."""
+    chain = chain_of(fitter, generator.edges, gaussian_hypotheses(generator.edges, width=WIDTH))
+    by_correlation, by_toys = [], []
+    at_a_time = max(1, AT_A_TIME // n_toys)
+    for i, first in enumerate(range(0, size, at_a_time)):
+        rng = independent_rng((seed, 3, i))
+        counts = generator.sample(min(at_a_time, size - first), rng=rng).counts.double()
+        z, p = largest_excess(chain, counts)
+        background = fitter.fit(counts, generator.edges).background.clamp(min=0.0)
+        toys = torch.poisson(background.repeat_interleave(n_toys, 0), generator=rng)
+        drawn = chain(toys).local_z.amax(1).view(-1, n_toys)
+        above, equal = (drawn > z[:, None]).sum(1), (drawn == z[:, None]).sum(1)
+        broken = torch.rand(len(z), dtype=torch.float64, generator=rng)
+        by_correlation.append(p)
+        by_toys.append((above + broken * (equal + 1)) / (n_toys + 1))
+    ways = {"correlation": by_correlation, f"{n_toys} toys each": by_toys}
+    return [{"task": name, "global p by": way} | _of_global(torch.cat(parts)) for way, parts in ways.items()]
+
+
+def _of_global(p: Tensor) -> dict[str, float]:
+    return {
+        "spectra": len(p),
+        "KS p": float(scipy.stats.kstest(p.numpy(), "uniform").pvalue),
+        "mean p": p.mean().item(),
+        "p < 0.05": (p < 0.05).double().mean().item(),
+        "p < 0.01": (p < 0.01).double().mean().item(),
+    }
 
 
 def _of_pure(pull: Tensor, z: Tensor) -> dict[str, float]:
@@ -132,11 +178,6 @@ def _masses(edges: Tensor, n: int) -> Tensor:
 def _in_peak(background: Tensor, signals: SignalHypotheses) -> Tensor:
     """Computes the background that a peak competes with, `(m, h)`: that of the bins, weighted by its share of them."""
     return background @ (signals.templates > 0.1 * signals.templates.amax(1, keepdim=True)).double().T
-
-
-def _chain(fitter: specfit.SpectrumFitter, edges: Tensor, signals: SignalHypotheses) -> Chain:
-    n_bins = len(edges) - 1
-    return Chain(fitter, edges, signals, edges.new_zeros(0, n_bins), torch.zeros(n_bins, dtype=torch.bool))
 
 
 if __name__ == "__main__":

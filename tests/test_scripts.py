@@ -345,6 +345,37 @@ def test_bench_pseudo_experiments_times_every_way(script, json_of):
     assert all(row["ratio"] == pytest.approx(row["ms_per_chunk"] / rows[0]["ms_per_chunk"]) for row in rows)
 
 
+def test_bench_search_puts_pybumphunter_beside_specfit(script, json_of, monkeypatch):
+    pytest.importorskip("pyBumpHunter")
+    bench = script("bench_search")
+    monkeypatch.setattr(bench, "PEER_TOYS", 4)
+    tables = bench.main(["--size", "3", "--toys", "6", *json_of.option])
+    assert json_of()["results"] == tables
+    for row in tables["exact"]:
+        assert row["relative"] < 1e-6
+        assert row["same window"] == 1
+    ways = [row["background and toys"] for row in tables["background_error"]]
+    assert len(ways) == 2 * len(set(ways)) == 12
+    assert all(0 <= row["mean p"] <= 1 for row in tables["background_error"])
+    assert tables["time"][0]["times pyBumpHunter"] == 1
+
+
+def test_bench_search_names_the_peer_that_is_missing(script, monkeypatch):
+    bench = script("bench_search")
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(specfit.InputError, match="pip install pyBumpHunter"):
+        bench.main([])
+
+
+def test_evaluate_search_ranks_every_spectrum_among_its_toys(script, run_folder):
+    evaluate = script("evaluate_search")
+    fitter = specfit.SpectrumFitter.from_checkpoint(run_folder)
+    generator = specfit.SpectrumGenerator(fitter.edges, n_backgrounds=1)
+    rows = evaluate.global_p_values(fitter, generator, size=4, n_toys=3, seed=1, name="N=1")
+    assert [row["global p by"] for row in rows] == ["correlation", "3 toys each"]
+    assert all(row["spectra"] == 4 and 0 < row["mean p"] < 1 and 0 <= row["KS p"] <= 1 for row in rows)
+
+
 def test_near_bayes_is_the_posterior_mean_of_a_family_with_one_parameter(script):
     """The oracle: the mean over the whole prior, weighted by the likelihood."""
     rng = torch.Generator().manual_seed(2)
