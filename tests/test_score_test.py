@@ -11,7 +11,7 @@ from specfit.net.posterior import posterior_mode
 from specfit.signal import binwise_hypotheses, score_test
 from specfit.signal.hypotheses import SignalHypotheses
 from specfit.signal.look_elsewhere import tube_p_value
-from specfit.signal.score_test import path_length
+from specfit.signal.score import path_length
 
 EDGES = torch.linspace(100.0, 200.0, 25, dtype=torch.float64)
 X = torch.linspace(-1, 1, 24, dtype=torch.float64)

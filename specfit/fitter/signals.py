@@ -2,7 +2,7 @@
 
 In each round
 
-1. the score of every hypothesis is computed from the fit of the background alone (`specfit.signal.score_test`), and the
+1. the score of every hypothesis is computed from the fit of the background alone (`specfit.signal.score`), and the
    p-value of the largest one anywhere (`specfit.signal.look_elsewhere.tube_p_value`);
 2. where that is small, the best signals of different widths are fitted beside the background by a net that does not
    see them (`specfit.signal.extraction`), and the p-value is that of the largest likelihood ratio, with the calibrated
@@ -27,7 +27,7 @@ from specfit.signal.extraction import Rows, extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
 from specfit.signal.joint_fit import fit_jointly, yield_widening
 from specfit.signal.look_elsewhere import tube_p_value
-from specfit.signal.score_test import path_length, score_test
+from specfit.signal.score import path_length, score_test
 
 # Standard deviations of a signal that are masked on either side of its mass.
 REACH = 2.75

@@ -30,4 +30,4 @@ from specfit.signal.hypotheses import (
     template_hypotheses,
 )
 from specfit.signal.joint_fit import JointFit, fit_jointly
-from specfit.signal.score_test import score_test
+from specfit.signal.score import score_test
