@@ -47,7 +47,8 @@ def test_what_the_caller_left_out_is_not_held_against_the_fit():
     assert verdict(counts=TRUTH + 1e5 * (torch.arange(30) == 4), left_out=[4]).converged.all()
 
 
-WINDOWS = ["Upsilon1S", "Zee", "Zmumu", "psi2S", "phi", "rho_omega"]
+# Upsilon(1S) reaches the end of its window: it has no right sideband, and is not told from a background.
+WINDOWS = ["Zee", "Zmumu", "psi2S", "phi", "rho_omega"]
 SMOOTH = [
     "atlas_d",
     "cms_caloscouting_2015D",
