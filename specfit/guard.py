@@ -4,11 +4,12 @@ A fit is not converged if
 
 - it gave no finite positive background,
 - the data that it believed disagree with it beyond chance (`LEAST_P_VALUE`),
-- the refit took so much for signal that hardly anything is left to tell the background from (`MOST_MASKED`), or
-- the net has seen nothing like the spectrum (its novelty is above `MOST_NOVEL`).
+- the refit took so much for signal that hardly anything is left to tell the background from (`MOST_MASKED`),
+- the net has seen nothing like the spectrum (its novelty is above `MOST_NOVEL`), or
+- it follows a single peak that fills a good part of the range (`specfit.lone_peak`; for nets of any binning, to which
+  that is a smooth spectrum like many that they learned from).
 
-Each comes with what to do about it. A single smooth peak that fills its window is a smooth spectrum like many that a
-net learned from, and passes.
+Each comes with what to do about it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specfit.lone_peak import has_lone_peak
 from specfit.net import Prediction
 from specfit.significance import deviance_p_value, poisson_deviance
 
@@ -37,7 +39,9 @@ class Verdict(NamedTuple):
     """What was found, with the number of spectra and what to do; empty if all converged."""
 
 
-def judge(counts: Tensor, prediction: Prediction, *, mask: Tensor, left_out: Tensor) -> Verdict:
+def judge(
+    counts: Tensor, prediction: Prediction, *, mask: Tensor, left_out: Tensor, edges: Tensor | None = None
+) -> Verdict:
     """Judges fits.
 
     Args:
@@ -45,6 +49,7 @@ def judge(counts: Tensor, prediction: Prediction, *, mask: Tensor, left_out: Ten
         prediction: The background with its error.
         mask: True for bins that did not count in the fit, shape `(m, n_bins)`.
         left_out: True for those of them that the caller left out.
+        edges: Bin edges, shape `(n_bins + 1,)`, to look for a peak that the fit follows; None does not look.
     """
     background = prediction.background
     usable = (background.isfinite() & (background > 0)).all(-1)
@@ -54,6 +59,11 @@ def judge(counts: Tensor, prediction: Prediction, *, mask: Tensor, left_out: Ten
     agrees = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
     masked = (mask & ~left_out).sum(-1) <= MOST_MASKED * (~left_out).sum(-1)
     known = prediction.novelty <= MOST_NOVEL
+    passing = usable & agrees & masked & known
+    follows_peak = torch.zeros_like(usable)
+    if edges is not None:
+        rows = passing.nonzero()[:, 0]
+        follows_peak[rows] = has_lone_peak(counts[rows], background[rows], edges, mask=mask[rows])
     found = [
         (~usable, "gave no finite positive background; train for such spectra (specfit train)"),
         (
@@ -71,6 +81,11 @@ def judge(counts: Tensor, prediction: Prediction, *, mask: Tensor, left_out: Ten
             "are unlike anything that the net was trained on; leave out what is no background with mask "
             "(--mask lo:hi), fit another range, or train for such spectra (specfit train)",
         ),
+        (
+            follows_peak,
+            "follow a single peak on a simple background as if it were background; leave the peak out with mask "
+            "(--mask lo:hi), or look for it with specfit scan, with --known for peaks that are no news",
+        ),
     ]
     reasons = [f"{int(bad.sum())} of {len(counts)} fits {what}" for bad, what in found if bad.any()]
-    return Verdict(usable & agrees & masked & known, reasons)
+    return Verdict(passing & ~follows_peak, reasons)

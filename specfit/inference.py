@@ -107,7 +107,14 @@ class SpectrumFitter:
         results = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], read.edges, rule), pieces)
         prediction = Prediction(*_joined([part for part, _ in results]))
         masks, iterations = (torch.cat([getattr(r, name) for _, r in results]) for name in ("mask", "iterations"))
-        converged, reasons = judge(counts / scale, prediction, mask=masks, left_out=left_out)
+        # A net for one binning knows what it was made for; one for any binning takes a peak for one more smooth shape.
+        converged, reasons = judge(
+            counts / scale,
+            prediction,
+            mask=masks,
+            left_out=left_out,
+            edges=read.edges if self.edges is None else None,
+        )
         if read.is_weighted:
             note.append("weighted contents, fitted as scaled Poisson counts")
         note += describe_gaps(read)

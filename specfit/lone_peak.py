@@ -1,0 +1,155 @@
+r"""A lone peak: a resonance that fills a good part of its range, which a net may take for a smooth background.
+
+`has_lone_peak` asks twice. First of the fitted density alone, which costs next to nothing: does it rise and fall by
+`LEAST_RISE` around an inner maximum, and level off beyond both flanks? A turn-on does not level off: it falls ever
+faster. What is left is fitted, without the net, with a straight line of the log density in the bin number and one peak
+beside it (Gaussian and Breit-Wigner, several masses and widths). It is a lone peak if
+
+- the peak is beyond doubt (:math:`q_0` above `LEAST_Q0`) and no polynomial with as many parameters comes near it,
+- of what the line leaves undescribed, the peak takes nearly all that the net takes (`LEAST_SHARE`),
+- it is at least `LEAST_HEIGHT` as high as the line under it, and
+- there are bins with events, of which the peak holds little, on both sides.
+
+Source: Cowan, Cranmer, Gross, Vitells, arXiv:1007.1727 (:math:`q_0`). The numbers are ours, tuned on simulation.
+"""
+
+from __future__ import annotations
+
+__all__ = ["has_lone_peak"]
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specfit.shapes import Gaussian
+from specfit.signal import fit_jointly
+from specfit.significance import poisson_deviance
+
+# Of the fitted log density: how far it rises over both flanks, and what share of that it may go on to fall beyond.
+LEAST_RISE, LEVELLING = 0.25, 0.7
+# Distances of the flanks from the maximum, as shares of the range.
+FLANKS = (1 / 16, 1 / 12, 1 / 8, 1 / 6, 1 / 5)
+# Peaks that are tried: widths and shifts in units of the flank's distance.
+WIDTHS, SHIFTS = (0.3, 0.45, 0.65, 0.95), (-0.25, 0.0, 0.25)
+LEAST_Q0, LEAST_SHARE, LEAST_HEIGHT = 25.0, 0.9, 0.8
+# A sideband: bins where the peak has less than this share of the line, so many and so many events of them on each side.
+SIDEBAND_SHARE, LEAST_SIDEBAND, SIDEBAND_EVENTS = 1.0, 3, 10.0
+# A line and a peak of free mass and width have five parameters, and so has a polynomial of degree four.
+DEGREE, AMPLITUDE, FEWEST_BINS, ROWS_AT_A_TIME, TINY = 4, 10.0, 12, 256, 1e-12
+
+
+@torch.no_grad()
+def has_lone_peak(counts: Tensor, background: Tensor, edges: Tensor, *, mask: Tensor) -> Tensor:
+    """Tells fits that follow one peak on a simple background, shape `(m,)`, bool.
+
+    Args:
+        counts: Events per bin, shape `(m, n_bins)`, float64.
+        background: As fitted, finite and positive, same shape.
+        edges: Bin edges, shape `(n_bins + 1,)`.
+        mask: True for bins that did not count in the fit, same shape as `counts`.
+    """
+    found = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
+    if counts.shape[1] < FEWEST_BINS:
+        return found
+    bin_, flank = _inner_maximum(background, edges)
+    for rows in torch.split((flank > 0).nonzero()[:, 0], ROWS_AT_A_TIME):
+        problem = _Problem.of(counts[rows], edges, mask[rows])
+        line, polynomial = problem.without_peak(2), problem.without_peak(DEGREE + 1)
+        net = (poisson_deviance(counts[rows], background[rows]) * problem.weight).sum(1) / 2
+        # No peak describes much more than the net: most spectra end here.
+        possible = (2 * (torch.minimum(line, polynomial) - net) > LEAST_Q0 / 2).nonzero()[:, 0]
+        if len(possible) == 0:
+            continue
+        templates = _templates(bin_[rows][possible], flank[rows][possible], edges)
+        nll, signal, under = problem.rows(possible).with_peak(templates)
+        line, polynomial, net = (t[possible] for t in (line, polynomial, net))
+        beyond_doubt = 2 * (torch.minimum(line, polynomial) - nll) > LEAST_Q0
+        explained = line - nll > LEAST_SHARE * (line - net)
+        high = (signal / under.clamp(min=TINY)).amax(1) > LEAST_HEIGHT
+        sidebands = _has_sidebands(signal, under, mask[rows][possible])
+        found[rows[possible]] = beyond_doubt & explained & high & sidebands
+    return found
+
+
+def _inner_maximum(background: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the highest maximum with flanks that level off, and their distance in bins, 0 for none; both `(m,)`."""
+    log_density = (background / edges.diff()).log()
+    m, n_bins = log_density.shape
+    index = torch.arange(n_bins, device=edges.device)
+    best, bin_, flank = (log_density.new_zeros(m), *(index.new_zeros(m) for _ in range(2)))
+    for share in FLANKS:
+        h = max(2, round(share * n_bins))
+        inside = (index >= 2 * h) & (index < n_bins - 2 * h)
+        near, far = ([log_density[:, (index + side * k).clamp(0, n_bins - 1)] for side in (-1, 1)] for k in (h, 2 * h))
+        rise = torch.minimum(log_density - near[0], log_density - near[1])
+        levels = [n - f < LEVELLING * (log_density - n) for n, f in zip(near, far, strict=True)]
+        peak = torch.where(inside & levels[0] & levels[1] & (rise > LEAST_RISE), rise, 0.0).max(1)
+        higher = peak.values > best
+        best, bin_ = torch.where(higher, peak.values, best), torch.where(higher, peak.indices, bin_)
+        flank = torch.where(higher, h, flank)
+    return bin_, flank
+
+
+def _templates(bin_: Tensor, flank: Tensor, edges: Tensor) -> Tensor:
+    """Returns the shares of peaks around a bin in every bin, shape `(m, n_peaks, n_bins)`."""
+    centers = (edges[1:] + edges[:-1]) / 2
+    low, high = (centers[(bin_ + side * flank).clamp(0, len(centers) - 1)] for side in (-1, 1))
+    unit = (high - low)[:, None, None] / 2
+    shift, width = (torch.tensor(t).to(edges) for t in (SHIFTS, WIDTHS))
+    mass = (centers[bin_][:, None, None] + shift[:, None] * unit).expand(-1, -1, len(width)).flatten(1)
+    width = (unit * width).expand(-1, len(shift), -1).flatten(1)
+    gaussian = Gaussian(mass, width).log_bins(edges).exp()
+    breit_wigner = torch.atan((edges - mass[..., None]) / width[..., None]).diff(dim=-1) / torch.pi
+    return torch.cat([gaussian, breit_wigner], 1)
+
+
+class _Problem(NamedTuple):
+    """Spectra, and the polynomials that are fitted to the logarithm of their density."""
+
+    counts: Tensor
+    log_mean: Tensor
+    basis: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, counts: Tensor, edges: Tensor, mask: Tensor) -> _Problem:
+        """Takes counts and mask `(m, n_bins)`."""
+        weight, widths, n_bins = (~mask).to(counts), edges.diff(), counts.shape[1]
+        mean = ((counts * weight).sum(1) / (widths * weight).sum(1).clamp(min=TINY)).clamp(min=TINY)
+        x = (2 * torch.arange(n_bins, device=edges.device).to(edges) + 1) / n_bins - 1
+        order = torch.arange(DEGREE + 1, device=edges.device).to(edges)
+        basis = AMPLITUDE * torch.cos(order * x.arccos()[:, None])  # (n_bins, DEGREE + 1)
+        return cls(counts, (mean[:, None] * widths).log(), basis.expand(len(counts), -1, -1), weight)
+
+    def rows(self, chosen: Tensor) -> _Problem:
+        """Takes some spectra."""
+        return _Problem(*(t[chosen] for t in self))
+
+    def without_peak(self, n_terms: int) -> Tensor:
+        """Fits a polynomial alone; negative log-likelihood, `(m,)`."""
+        none = self.counts[:, None][:, :0]
+        return fit_jointly(self.counts, self.log_mean, self.basis[..., :n_terms], none, weight=self.weight).nll
+
+    def with_peak(self, templates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fits a line and the best of peaks `(m, n_peaks, n_bins)`; `(m,)`, the peak and the line `(m, n_bins)`."""
+        m, n_peaks, _ = templates.shape
+        each = torch.arange(m, device=templates.device)
+        of_row, columns = self.rows(each.repeat_interleave(n_peaks)), templates.flatten(0, 1)[:, None]
+        fit = fit_jointly(of_row.counts, of_row.log_mean, of_row.basis[..., :2], columns, weight=of_row.weight)
+        upward = torch.where(fit.yields[:, 0] > 0, fit.nll, torch.inf).nan_to_num(torch.inf)
+        nll, number = upward.view(m, n_peaks).min(1)
+        chosen = each * n_peaks + number
+        return nll, fit.yields[chosen] * columns[chosen, 0], fit.background[chosen]
+
+
+def _has_sidebands(signal: Tensor, under: Tensor, mask: Tensor) -> Tensor:
+    """Tells whether the line can be seen on both sides of the peak, `(m,)`."""
+    index = torch.arange(signal.shape[1], device=signal.device)
+    middle = (signal / under.clamp(min=TINY)).argmax(1, keepdim=True)
+    outside = (signal < SIDEBAND_SHARE * under) & ~mask
+    both = torch.ones_like(mask[:, 0])
+    for side in (index < middle, index > middle):
+        bins = outside & side
+        both &= (bins.sum(1) >= LEAST_SIDEBAND) & ((under * bins).sum(1) > SIDEBAND_EVENTS)
+    return both
