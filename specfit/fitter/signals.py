@@ -160,7 +160,12 @@ class _Search:
 
     def significant(self, spectra: _Spectra, rows: Tensor) -> _Significant:
         """Finds those of some spectra with a significant signal, at most one in each."""
-        rows, number, length = self._candidates(spectra, rows)
+        rows = rows[self._scores(spectra, rows, self.coarse).amax(1) > self.least_z]
+        if len(rows) > 0:
+            rows, number, length = self._candidates(spectra, rows)
+        if len(rows) == 0:  # nearly every single spectrum: nothing more is asked
+            nothing = spectra.data[:0]
+            return _Significant(rows, rows, nothing[:, 0], nothing[:, 0], nothing)
         data, mask = spectra.data[rows], spectra.mask[rows]
         number = self._promising(data, mask, spectra.answer(rows)[0], number)
         each = torch.arange(len(rows), device=rows.device)
@@ -185,7 +190,6 @@ class _Search:
 
     def _candidates(self, spectra: _Spectra, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Takes the spectra whose scores pass; `(r,)`, the best signal of each width, `(r, n)`, path lengths `(r,)`."""
-        rows = rows[self._scores(spectra, rows, self.coarse).amax(1) > self.least_z]
         z = self._scores(spectra, rows, self.signals)
         number = torch.stack([path.start + z[:, path].argmax(-1) for path in self.paths], 1)
         model, log_rate = spectra.answer(rows)

@@ -100,7 +100,12 @@ def binwise_hypotheses(edges: ArrayLike) -> SignalHypotheses:
         >>> len(signals), float(signals.width.min()), round(float(signals.width.max()), 3)
         (398, 1.0, 5.657)
     """
-    limits = as_float64(edges, "edges")
+    return _binwise(tuple(as_float64(edges, "edges").tolist()))
+
+
+@functools.lru_cache(maxsize=8)  # a fit of one spectrum would spend half its time on them
+def _binwise(edges: tuple[float, ...]) -> SignalHypotheses:
+    limits = torch.tensor(edges, dtype=torch.float64)
     n_bins, parts = len(limits) - 1, []
     width = NARROWEST
     while width == NARROWEST or width <= WIDEST * n_bins:
