@@ -1,4 +1,4 @@
-"""Times the fit of very many spectra at once: what a machine reaches with all its threads.
+"""Times fits: very many spectra at once, with all threads of a machine, and one after the other.
 
 python scripts/bench_throughput.py
 python scripts/bench_throughput.py --checkpoint any_binning --size 4096
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from common import argument_parser, print_table, rng_of, seconds, start, write_json
 
 import specfit
+
+ONE_BY_ONE = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -31,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             {"fit": name, "spectra": options.size, "threads": torch.get_num_threads(), "a_second": options.size / took}
         )
     print_table("Spectra fitted with their covariance", rows)
-    write_json(options.json, options, {"rows": rows})
+    single = []
+    for name, rule in {"no refit": None, "refit": True}.items():
+        times = [seconds(lambda row=row, rule=rule: fitter.fit(row, edges, refit=rule)) for row in counts[:ONE_BY_ONE]]
+        single.append({"fit": name, "spectra": len(times), "median ms": 1e3 * statistics.median(times)})
+    print_table("One spectrum at a time", single)
+    write_json(options.json, options, {"rows": rows, "single": single})
     return rows
 
 
