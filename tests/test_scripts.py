@@ -211,9 +211,9 @@ def test_calibrate_refuses_what_it_cannot_use(script, small_net, tmp_path, gener
     assert path.read_bytes() == before
 
 
-def test_bench_throughput_times_many_spectra_and_one(script, json_of, run_folder):
-    script("bench_throughput").main(["--size", "64", "--checkpoint", str(run_folder), *json_of.option])
-    many, single = json_of()["rows"], json_of()["single"]
+def test_bench_throughput_times_many_spectra_and_one(script, json_of):
+    script("bench_throughput").main(["--size", "64", *json_of.option])
+    many, single = (json_of()["results"][name] for name in ("rows", "single"))
     assert [row["fit"] for row in many] == [row["fit"] for row in single] == ["no refit", "refit"]
     assert all(row["a_second"] > 0 for row in many)
     assert all(row["median ms"] > 1e3 / row_of_many["a_second"] for row, row_of_many in zip(single, many, strict=True))
