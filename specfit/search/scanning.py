@@ -163,7 +163,7 @@ def make_chain(
     if not seen.any():
         covers = "mask: it covers" if fit.spectrum.gaps is None else "mask and gaps of the spectrum: they cover"
         raise InputError(f"{covers} every signal that was to be looked for; leave some bins")
-    return Chain(fitter, edges, signals[seen], _templates_of(known, edges), out)
+    return Chain(fitter, edges, signals[seen], _templates_of(known, edges, out), out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +276,7 @@ def _without_signal(fit: BackgroundFit, rows: Rows) -> Tensor:
     return (rows.without.background[best] + peaks).clamp(min=0.0)
 
 
-def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor) -> Tensor:
+def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor, left_out: Tensor) -> Tensor:
     if len(known) == 0:
         return edges.new_zeros(0, len(edges) - 1)
     peaks = as_float64(known, "known")
@@ -290,8 +290,15 @@ def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor) -> Tensor
             f"known: peaks between {edges[0]:g} and {edges[-1]:g} with a positive standard deviation are expected, "
             f"({mass:g}, {deviation:g}) came"
         )
-    signals = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses)
-    return signals.templates
+    templates = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses).templates
+    hidden = (templates * ~left_out).sum(-1) <= LEAST_SEEN * templates.sum(-1)
+    if hidden.any():
+        mass, deviation = peaks[hidden][0].tolist()
+        raise InputError(
+            f"known: ({mass:g}, {deviation:g}) lies where mask or gaps leave bins out, nothing says how large it is; "
+            "leave it out, or fewer bins"
+        )
+    return templates
 
 
 def _known_peaks(rows: Rows, best: int, known: Sequence[tuple[float, float]], unit: float) -> tuple[KnownPeak, ...]:
