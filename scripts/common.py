@@ -22,6 +22,7 @@ __all__ = [
     "rng_of",
     "seconds",
     "start",
+    "tracked",
     "write_json",
 ]
 
@@ -31,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich import box
@@ -46,8 +47,11 @@ from specfit.generator import Batch
 from specfit.inference import RefitRule
 from specfit.information_limit import USED_ABOVE, InformationLimit, information_limit
 from specfit.io import files
+from specfit.progress import progress_bar
 from specfit.search import SignalHypotheses
 from specfit.search.chain import Chain
+
+T = TypeVar("T")
 
 TASKS = (1, 5, 7)
 """Numbers of components of the reference task, those of the talk."""
@@ -103,6 +107,14 @@ def chain_of(fitter: specfit.SpectrumFitter, edges: Tensor, signals: SignalHypot
     """Makes the chain of a search without known peaks and with every bin."""
     n_bins = len(edges) - 1
     return Chain(fitter, edges, signals, edges.new_zeros(0, n_bins), torch.zeros(n_bins, dtype=torch.bool))
+
+
+def tracked(label: str, steps: Sequence[T]) -> Iterator[T]:
+    """Goes through steps and draws a bar with the time left, if someone is looking."""
+    with progress_bar(label, len(steps), speed_memory=600.0) as move:
+        for done, step in enumerate(steps):
+            yield step
+            move(done + 1)
 
 
 def rng_of(seed: int) -> torch.Generator:

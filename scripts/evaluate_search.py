@@ -14,12 +14,13 @@ from __future__ import annotations
 
 __all__ = ["background_only", "global_p_values", "injected", "main"]
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import scipy.stats
 import torch
-from common import argument_parser, chain_of, positive, print_table, start, write_json
+from common import argument_parser, chain_of, positive, print_table, start, tracked, write_json
 from torch import Tensor
 
 import specfit
@@ -65,7 +66,7 @@ def background_only(
     signals = gaussian_hypotheses(generator.edges, width=WIDTH, mass=_masses(generator.edges, N_MASSES))
     chain = chain_of(fitter, generator.edges, signals)
     pulls, significances, used = [], [], []
-    for i, first in enumerate(range(0, size, AT_A_TIME)):
+    for i, first in enumerate(tracked(f"{name}, pure backgrounds", range(0, size, AT_A_TIME))):
         batch = generator.sample(min(AT_A_TIME, size - first), rng=independent_rng((seed, 0, i)))
         found = chain(batch.counts)
         pulls.append(found.yields / found.error)
@@ -86,32 +87,30 @@ def injected(
     masses = _masses(generator.edges, N_INJECTED_MASSES)
     batch = generator.sample(size, rng=independent_rng((seed, 1)))
     background = batch.background.double()
-    for width in WIDTHS:
-        for strength in STRENGTHS:
-            judged = []
-            for j, mass in enumerate(masses):
-                signals = gaussian_hypotheses(generator.edges, width=width, mass=mass[None])
-                template, enough = signals.templates[0], _in_peak(background, signals)[:, 0] > FEW_EVENTS
-                events = strength * (template**2 / background.clamp(min=1e-9)).sum(-1).rsqrt()
-                expected = background + events[:, None] * template
-                counts = torch.poisson(expected, generator=independent_rng((seed, 2, j)))
-                found = chain_of(fitter, generator.edges, signals)(counts)
-                pull = ((found.yields[:, 0] - events) / found.error[:, 0])[enough]
-                ratio = found.yields[:, 0].sum() / events.sum() if strength else torch.tensor(1.0)
-                judged.append((pull.median().item(), pull.mean().item(), pull.std().item(), ratio.item()))
-            medians, means, widths, _ = zip(*judged, strict=True)
-            rows.append(
-                {
-                    "task": name,
-                    "width": width,
-                    "strength": strength,
-                    "mean_pull": sum(means) / len(means),
-                    "worst_mean": max(means, key=abs),
-                    "worst_median": max(medians, key=abs),
-                    "smallest_width": min(widths),
-                    "largest_width": max(widths),
-                }
-            )
+    for width, strength in tracked(f"{name}, injected signals", list(itertools.product(WIDTHS, STRENGTHS))):
+        judged = []
+        for j, mass in enumerate(masses):
+            signals = gaussian_hypotheses(generator.edges, width=width, mass=mass[None])
+            template, enough = signals.templates[0], _in_peak(background, signals)[:, 0] > FEW_EVENTS
+            events = strength * (template**2 / background.clamp(min=1e-9)).sum(-1).rsqrt()
+            expected = background + events[:, None] * template
+            counts = torch.poisson(expected, generator=independent_rng((seed, 2, j)))
+            found = chain_of(fitter, generator.edges, signals)(counts)
+            pull = ((found.yields[:, 0] - events) / found.error[:, 0])[enough]
+            judged.append((pull.median().item(), pull.mean().item(), pull.std().item()))
+        medians, means, widths = zip(*judged, strict=True)
+        rows.append(
+            {
+                "task": name,
+                "width": width,
+                "strength": strength,
+                "mean_pull": sum(means) / len(means),
+                "worst_mean": max(means, key=abs),
+                "worst_median": max(medians, key=abs),
+                "smallest_width": min(widths),
+                "largest_width": max(widths),
+            }
+        )
     return rows
 
 
@@ -128,12 +127,13 @@ def global_p_values(
     chain = chain_of(fitter, generator.edges, gaussian_hypotheses(generator.edges, width=WIDTH))
     by_correlation, by_toys = [], []
     at_a_time = max(1, AT_A_TIME // n_toys)
-    for i, first in enumerate(range(0, size, at_a_time)):
+    for i, first in enumerate(tracked(f"{name}, global p-values", range(0, size, at_a_time))):
         rng = independent_rng((seed, 3, i))
         counts = generator.sample(min(at_a_time, size - first), rng=rng).counts.double()
         z, p = largest_excess(chain, counts)
-        background = fitter.fit(counts, generator.edges).background.clamp(min=0.0)
-        toys = torch.poisson(background.repeat_interleave(n_toys, 0), generator=rng)
+        # As in a scan, each from a background that the data allow.
+        backgrounds = fitter.fit(counts, generator.edges).sample(n_toys, rng=rng).transpose(0, 1)
+        toys = torch.poisson(backgrounds.flatten(0, 1), generator=rng)
         drawn = chain(toys).local_z.amax(1).view(-1, n_toys)
         above, equal = (drawn > z[:, None]).sum(1), (drawn == z[:, None]).sum(1)
         broken = torch.rand(len(z), dtype=torch.float64, generator=rng)

@@ -15,8 +15,8 @@ from numpy.testing import assert_allclose
 import specfit
 from specfit import InputError, Spectrum, SpectrumFitter
 from specfit.search import gaussian_hypotheses, scan, template_hypotheses
-from specfit.search.chain import Chain
-from specfit.search.scanning import make_chain
+from specfit.search.chain import Chain, ChainResult
+from specfit.search.scanning import BackgroundOnly, make_chain
 
 EDGES = specfit.io.parse_edges("250:3000:50:log")
 
@@ -270,3 +270,21 @@ def test_pulls_of_two_thousand_backgrounds_are_normal(fitter):
             assert len(some) > 300
             assert abs(float(some.mean())) < 0.1, mass
             assert abs(float(some.std()) - 1) < 0.1, mass
+
+
+def test_pseudo_experiments_come_from_backgrounds_that_the_data_allow():
+    """Their covariance is that of the fit plus Poisson's, and known peaks are in them."""
+
+    class Counts:  # a search that hands on what it was given
+        def __call__(self, counts):
+            return ChainResult(counts, counts, counts)
+
+    background = torch.tensor([4000.0, 2500.0, 900.0, 400.0], dtype=torch.float64)
+    directions = torch.tensor([[1.0, 0.5], [1.0, 0.2], [0.8, -0.3], [0.6, -0.6]], dtype=torch.float64)
+    factor, peaks = 0.05 * background[:, None] * directions, torch.tensor([0.0, 0.0, 300.0, 0.0]).double()
+    job = BackgroundOnly(Counts(), background, factor, peaks)
+    drawn = job(100_000, torch.Generator().manual_seed(1))["local_z"]
+    expected = factor @ factor.T + (background + peaks).diag()
+    error = expected.diagonal().sqrt()
+    assert ((torch.cov(drawn.T) - expected).abs() / (error[:, None] * error)).max() < 0.03
+    assert ((drawn.mean(0) - background - peaks).abs() / error).max() < 0.05  # the mean of exp is a little above 1

@@ -184,6 +184,15 @@ def test_killed_runs_continue_to_the_weights_of_an_undisturbed_one(tmp_path):
     assert_equal_weights(weights(tmp_path / "undisturbed"), weights(tmp_path / "killed"))
 
 
+def test_an_epoch_that_gains_nothing_is_kept_to_continue_from(tmp_path):
+    """Without a step the loss stays what it is: the first epoch is the best, the last one is where to go on."""
+    train(compose(tmp_path / "run", "module.optimizer.lr=0", "module.scheduler=null"))
+    states = {
+        name: torch.load(tmp_path / "run" / "state" / f"{name}.ckpt", weights_only=True) for name in ("best", "last")
+    }
+    assert (states["best"]["epoch"], states["last"]["epoch"]) == (0, 2)
+
+
 def test_two_processes_train_one_net(tmp_path):
     distributed = [
         "trainer.devices=2",

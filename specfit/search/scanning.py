@@ -17,6 +17,7 @@ from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
 from specfit.masks import left_out_bins
+from specfit.net.posterior import gaussian_prediction
 from specfit.search.chain import Chain
 from specfit.search.excess import global_p_of_largest
 from specfit.search.limits import interval, upper_limits
@@ -37,6 +38,8 @@ ENOUGH_TO_COUNT = 10
 LEAST_SEEN = 0.3
 # Prior width of the yield of a known peak, as a share of all events: none.
 FREE = 10.0
+# No drawn background is larger than the fitted one by more than e to this: where hardly anything is expected.
+LARGEST_DRAW = 10.0
 # Pseudo-experiments that are drawn from one seed.
 CHUNK = 100
 
@@ -101,7 +104,7 @@ def scan(
     toys = None
     if n_toys:
         running = Running(seed=seed, workers=workers, scheduler=scheduler, store=store, progress=progress)
-        job = BackgroundOnly(chain, _without_signal(fit, rows))
+        job = BackgroundOnly(chain, *_without_signal(fit, rows))
         toys = running.values(job, n_toys, chunk_size=CHUNK)["local_z"]
     global_p = _global_p_values(chain, rows, toys, seed=seed)
     return _result(chain, fit, rows, global_p, known=known, level=level, n_toys=n_toys)
@@ -168,21 +171,30 @@ def make_chain(
 
 @dataclass(frozen=True, eq=False)
 class BackgroundOnly:
-    """Pseudo-experiments without signal: Poisson counts of a background, and the whole chain on them.
+    r"""Pseudo-experiments without signal: a background that the data allow, Poisson counts of it, the whole chain.
+
+    A fitted background is smoother than the one that made the data, and its pseudo-experiments show too little. So each
+    has a background of its own, :math:`b\,\exp(F z / b)` with normal z, and what is expected beside it.
 
     Args:
         chain: The search.
-        background: Expected events per bin, shape `(n_bins,)`.
+        background: Fitted events per bin, shape `(n_bins,)`.
+        factor: Of its covariance F F^T, shape `(n_bins, k)`; without columns the background is exact.
+        peaks: Events of known peaks per bin, shape `(n_bins,)`.
     """
 
     chain: Chain
     background: Tensor
+    factor: Tensor
+    peaks: Tensor
     names: tuple[str, ...] = field(default=("local_z",))
 
     def __call__(self, size: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Draws and searches; the significances of each, shape `(size, h)`."""
-        counts = torch.poisson(self.background.expand(size, -1), generator=rng)
-        found = self.chain(counts)
+        relative = self.factor / self.background.clamp(min=TINY)[:, None]
+        z = torch.randn(size, relative.shape[1], generator=rng, dtype=relative.dtype)
+        expected = self.background * (z @ relative.T).clamp(max=LARGEST_DRAW).exp() + self.peaks
+        found = self.chain(torch.poisson(expected.clamp(min=0.0), generator=rng))
         return {name: getattr(found, name) for name in self.names}
 
     def identity(self) -> dict[str, Any]:
@@ -190,7 +202,7 @@ class BackgroundOnly:
         return {
             "job": "background only",
             **self.chain.identity(),
-            "background": digest(self.background),
+            "background": digest([self.background, self.factor, self.peaks]),
             "names": list(self.names),
         }
 
@@ -267,13 +279,17 @@ def _global_p_by_correlation(chain: Chain, rows: Rows, *, seed: int) -> float:
     return float(global_p_of_largest(chain, z, data, rate=rate[None], basis=basis[None], seed=(seed, 0)))
 
 
-def _without_signal(fit: BackgroundFit, rows: Rows) -> Tensor:
-    """Returns what is expected without the tested signal; with known peaks all that the joint fit gives them."""
+def _without_signal(fit: BackgroundFit, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns background, factor of its covariance and known peaks, as fitted without the tested signal, events."""
     if rows.columns.shape[1] == 1:
-        return (fit.background / fit.spectrum.content_per_event).clamp(min=0.0)
+        unit = fit.spectrum.content_per_event
+        background = (fit.background / unit).clamp(min=0.0)
+        return background, fit.factor / unit, torch.zeros_like(background)
     best = int(rows.local_z.argmax())
-    peaks = rows.without.yields[best] @ rows.columns[best, 1:]
-    return (rows.without.background[best] + peaks).clamp(min=0.0)
+    background = rows.without.background[best]
+    model = rows.model.basis[best, None], rows.model.weight[best, None]
+    factor = gaussian_prediction(background.clamp(min=TINY).log()[None], *model).factor[0]
+    return background, factor, rows.without.yields[best] @ rows.columns[best, 1:]
 
 
 def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor, left_out: Tensor) -> Tensor:

@@ -63,10 +63,11 @@ def train(cfg: DictConfig) -> Trained:
     limit = _limit(data.generator, cfg)
     module = instantiate(cfg.module)(net, limit=limit)
 
-    best = ModelCheckpoint(
-        run_dir / "state", filename="best", monitor="val/loss", save_last=True, enable_version_counter=False
-    )
-    callbacks = [best, LearningRateMonitor("step"), *instantiate(cfg.callbacks).values()]
+    state = run_dir / "state"
+    best = ModelCheckpoint(state, filename="best", monitor="val/loss", enable_version_counter=False)
+    # Every epoch, better or not, and after the best: `save_last` would only copy what is saved as the best.
+    last = ModelCheckpoint(state, filename="last", enable_version_counter=False)
+    callbacks = [best, last, LearningRateMonitor("step"), *instantiate(cfg.callbacks).values()]
     logger = TensorBoardLogger(run_dir, name=None, version="tensorboard")
     trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=run_dir)
 
@@ -75,8 +76,8 @@ def train(cfg: DictConfig) -> Trained:
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 with torch 2.13
         trainer.fit(module, data, ckpt_path=unfinished, weights_only=True)
-        state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
-        module.load_state_dict(state["state_dict"])
+        chosen = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
+        module.load_state_dict(chosen["state_dict"])
         (figures,) = trainer.validate(module, data, verbose=False)
     calibration = calibrate(net, data.generator, size=cfg.calibration_size, seed=cfg.seed)
 
