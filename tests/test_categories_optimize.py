@@ -332,7 +332,7 @@ def test_every_kind_of_file_holds_the_same_events(table, tmp_path):
         assert_allclose(events.features[:, 1], table["other"])
         assert_allclose(events.weights, table["weight"])
         assert_allclose(events.mass, table["mass"])
-    assert read_events(tmp_path / "a.npz", features=["score"], weight=None).totals == {"s": 10.0, "b": 20.0}
+    assert read_events(tmp_path / "a.npz", features="score", weight=None).totals == {"s": 10.0, "b": 20.0}
 
 
 def test_events_without_a_process_are_refused(table, tmp_path):

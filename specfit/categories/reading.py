@@ -18,7 +18,7 @@ from specfit.io.files import Place, check_readable, locate
 def read_events(
     path: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
     *,
-    features: Sequence[str],
+    features: str | Sequence[str],
     weight: str | None = "weight",
     process: str | None = "process",
     mass: str | None = None,
@@ -28,7 +28,7 @@ def read_events(
     Args:
         path: One file (`.parquet`, `.npz`, `file.root:tree`) with a column that names the process of each event, or
             a file for each process, by its name.
-        features: Columns that are cut on.
+        features: Columns that are cut on, or the name of the only one.
         weight: Column of weights, of either sign; None: every event counts one.
         process: Column of process names; not used with a file for each process.
         mass: Column of masses, where a search needs it.
@@ -37,6 +37,7 @@ def read_events(
         InputError: A column is missing or not numbers, or the ending is not known.
         FileNotFoundError: There is no such file.
     """
+    features = [features] if isinstance(features, str) else features
     numbers = [name for name in (*features, weight, mass) if name is not None]
     if not features:
         raise InputError("features: name one column or more")

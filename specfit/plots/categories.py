@@ -55,7 +55,7 @@ def draw_history(
     if log and (lines > 0).any():
         ax.set_yscale("log")
     elif not lines.any():
-        ax.set_ylim(0, 1)  # a penalty that never acts, instead of zero between -0.05 and 0.05
+        ax.set_ylim(-0.05, 1)  # a penalty that never acts, instead of zero between -0.05 and 0.05
     ax.set_xlim(0, max(len(lines) - 1, 1))
     if labels is not None and len(labels) <= MOST_LABELLED:
         columns = min(len(labels), LEGEND_COLUMNS)
