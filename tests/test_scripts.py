@@ -14,7 +14,7 @@ from specfit import checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-COUNTED = ("est.", "exp.", "win.", "S/sqrt(B)")
+COUNTED = ("est.", "exp.", "win.", "pub.")
 
 
 @pytest.fixture
@@ -340,7 +340,7 @@ def test_bench_categories_measures_both_toys_without_a_peer(script, json_of):
     (one,) = tables["1-d toy"]
     assert 0.5 < one["/ exact"] <= 1.001
     assert one["peer ms"] is None
-    assert [row["way"] for row in tables["diphoton toy"]] == ["specfit", "T = 1", "rate 0.2", "window only"]
+    assert [row["way"] for row in tables["diphoton toy"]] == ["specfit", "T = 1", "rate 0.2", "window"]
     assert all(0 < row[f"Z{i} {name}"] < 20 for row in tables["diphoton toy"] for i in (1, 2) for name in COUNTED)
     assert json_of()["results"]["1-d toy"] == [one]
 
