@@ -3,10 +3,10 @@
 gato-hep needs TensorFlow, so it runs in an environment of its own, named by --peer; without it only specfit is
 measured. Both use the same events, those behind the published figures; times are processor times, medians over epochs.
 Published significances take S / sqrt(B) where S < 0.1 B, which is larger than the Asimov significance by up to 1.7 %:
-columns "S/sqrt(B)" and "pub." follow them, all others are Asimov significances. Those of the diphoton toy come with three
-backgrounds: "est." scales each category by its fitted mass spectrum, which is what is optimised; "exp." is what the
-known mass shapes expect; "win." counts the simulated events in the window. "B" is the background of the category that
-tells most about the second signal.
+columns "S/sqrt(B)" and "pub." follow them, all others are Asimov significances. Those of the diphoton toy come with
+three backgrounds: "est." scales each category by its fitted mass spectrum, which is what is optimised; "exp." is what
+the known mass shapes expect; "win." counts the simulated events in the window. "B" is the background of the category
+that tells most about the second signal.
 
     python -m venv gato && gato/bin/pip install gato-hep==0.2.1
     python scripts/bench_categories.py --peer gato/bin/python --json bench_categories.json

@@ -27,7 +27,8 @@ def categorize(
 ) -> None:
     """Choose bins or categories that maximise a significance, or draw such a run again.
 
-    Experiments: sigmoid_1d (bins of one discriminant), diphoton_bump_hunt (regions of two scores, for a bump in a mass).
+    Experiments: sigmoid_1d (bins of one discriminant), diphoton_bump_hunt (regions of two scores, for a bump in a
+    mass).
 
     Example: `specfit categorize experiment=sigmoid_1d n_categories=[5,10] name=mine`, then
     `specfit categorize analyse runs/mine`
