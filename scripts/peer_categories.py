@@ -13,6 +13,7 @@ __all__ = ["main"]
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -105,22 +106,22 @@ def run_diphoton(epochs: int, numbers: Sequence[int]) -> Iterator[dict[str, Any]
             background_reweight=factors,
         )
         step = _step(model, optimizer, lambda z=z: _minus_geometric_mean(z()))
+        shares = partial(
+            utils.compute_mass_reweight_factors,
+            model,
+            data,
+            signal_labels=["signal1", "signal2"],
+            mass_sig_low=WINDOW[0],
+            mass_sig_high=WINDOW[1],
+        )
         times = []
         for epoch in range(epochs):
             if epoch % 50 == 0:
-                factors.assign(
-                    utils.compute_mass_reweight_factors(
-                        model,
-                        data,
-                        signal_labels=["signal1", "signal2"],
-                        mass_sig_low=WINDOW[0],
-                        mass_sig_high=WINDOW[1],
-                    )
-                )
+                factors.assign(shares())
             times.append(_timed(step))
             rates.update(epoch)
             cooling.update(epoch)
-        yield {"n": n, "ms": 1e3 * float(np.median(times)), **_in_window(model, tensors, data, n)}
+        yield {"n": n, "ms": 1e3 * float(np.median(times)), **_reached(model, tensors, data, shares())}
 
 
 def _sample(name: str, n: int, seed: int) -> np.ndarray:
@@ -134,16 +135,38 @@ def _minus_geometric_mean(z: dict[str, Any]) -> Any:
     return -((z["signal1"] * z["signal2"]) ** 0.5)
 
 
-def _in_window(model: Any, tensors: dict[str, Any], data: dict[str, Any], n: int) -> dict[str, Any]:
+def _reached(model: Any, tensors: dict[str, Any], data: dict[str, Any], factors: np.ndarray) -> dict[str, Any]:
+    """Computes what hard categories reach: with counts in the window, with what is expected there, as estimated."""
+    n = len(factors)
     categories = model.get_bin_indices({name: {"NN_output": table["NN_output"]} for name, table in tensors.items()})
-    yields = {}
+    counted, whole = {}, {}
     for name, table in data.items():
+        category = categories[name].numpy()
         inside = (table.mass >= WINDOW[0]) & (table.mass <= WINDOW[1])
-        yields[name] = np.bincount(categories[name].numpy()[inside], table.weight[inside], minlength=n)
-    s1, s2 = yields.pop("signal1"), yields.pop("signal2")
-    background = sum(yields.values())
-    z = [_significance(s1, background + s2), _significance(s2, background + s1)]
-    return {"z": z, "least_background": min(background)}
+        counted[name] = np.bincount(category[inside], table.weight[inside], minlength=n)
+        whole[name] = np.bincount(category, table.weight, minlength=n)
+    signals = ("signal1", "signal2")
+    shares = dict(zip([name for name in data if name not in signals], map(_share, SLOPES), strict=True))
+    likely = {name: shares.get(name, math.erf(math.sqrt(0.5))) * sums for name, sums in whole.items()}
+    estimated = {name: counted[name] if name in signals else factors * whole[name] for name in data}
+    return {
+        "z": _both(counted, _significance),
+        "formula": _both(counted, _published_significance),
+        "expected": _both(likely, _significance),
+        "estimated": _both(estimated, _significance),
+        "least_background": min(sum(sums for name, sums in counted.items() if name not in signals)),
+    }
+
+
+def _both(yields: dict[str, np.ndarray], formula: Callable[[np.ndarray, np.ndarray], float]) -> list[float]:
+    everything = sum(yields.values())
+    return [formula(yields[name], everything - yields[name]) for name in ("signal1", "signal2")]
+
+
+def _share(slope: float) -> float:
+    """Computes the share of an exponential from 100 to 180 GeV that lies in the window."""
+    low, high, start, end = (math.exp(-slope * mass) for mass in (*WINDOW, 100.0, 180.0))
+    return (low - high) / (start - end)
 
 
 def _step(model: Any, optimizer: Any, loss_of: Callable[[], Any]) -> Callable[[], float]:
@@ -170,6 +193,13 @@ def _timed(step: Callable[[], float]) -> float:
 def _significance(signal: np.ndarray, background: np.ndarray) -> float:
     b = np.maximum(background, 1e-9)
     return float(np.sqrt((2 * ((signal + b) * np.log1p(signal / b) - signal)).sum()))
+
+
+def _published_significance(signal: np.ndarray, background: np.ndarray) -> float:
+    """Computes it as gato-hep does, S / sqrt(B) where S < 0.1 B."""
+    b = np.maximum(background, 1e-9)
+    exact = 2 * ((signal + b) * np.log1p(signal / b) - signal)
+    return float(np.sqrt(np.where(signal < 0.1 * b, signal**2 / b, exact).sum()))
 
 
 if __name__ == "__main__":

@@ -245,6 +245,15 @@ def test_backgrounds_that_are_not_scaled_count_in_the_window_only():
     assert scaled == pytest.approx(inside["bkg1"] + inside["bkg2"], rel=0.05)
 
 
+def test_with_nothing_scaled_an_optimisation_sees_the_events_in_the_window_only():
+    toy, window = toy_diphoton(1000, 8000), MassWindow(scaled=())
+    options = {"signals": ["signal1", "signal2"], "epochs": 10, "restarts": 1, "test_fraction": 0.0}
+    found = optimize(GaussianMixtureBins(3, 2, rng=seeded()), toy, rng=seeded(), window=window, **options)
+    inside = toy.where(toy.in_window(window.low, window.high))
+    alone = optimize(GaussianMixtureBins(3, 2, rng=seeded()), inside, rng=seeded(), **options)
+    assert found.train.combined == found.in_window.combined == pytest.approx(alone.train.combined, rel=1e-12)
+
+
 def test_events_with_one_value_or_one_event_do_not_break_it():
     for tables in (
         {"s": ([0.5] * 20, 0.1), "b": ([0.5] * 30, 1.0)},
@@ -323,7 +332,14 @@ def test_every_kind_of_file_holds_the_same_events(table, tmp_path):
         assert_allclose(events.features[:, 1], table["other"])
         assert_allclose(events.weights, table["weight"])
         assert_allclose(events.mass, table["mass"])
-    assert read_events(tmp_path / "a.npz", features=["score"], weight=None).totals == {"s": 10.0, "b": 20.0}
+    assert read_events(tmp_path / "a.npz", features="score", weight=None).totals == {"s": 10.0, "b": 20.0}
+
+
+def test_events_without_a_process_are_refused(table, tmp_path):
+    table["process"] = [None, None, *table["process"][2:]]
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="2 of 30 events have no 'process'"):
+        read_events(tmp_path / "a.parquet", features=["score"])
 
 
 def test_bad_files_are_refused_in_words(table, tmp_path):
@@ -343,10 +359,13 @@ def test_bad_files_are_refused_in_words(table, tmp_path):
         read_events(tmp_path / "c.parquet", features=["score"])
     with uproot.recreate(tmp_path / "d.root") as file:
         file["tree"] = {"score": np.ones(3)}
+        file["histogram"] = np.histogram([1.0, 2.0])
     with pytest.raises(InputError, match=r"file\.root:tree"):
         read_events(tmp_path / "d.root", features=["score"])
     with pytest.raises(InputError, match="uproot cannot read this"):
         read_events(f"{tmp_path / 'd.root'}:wood", features=["score"])
+    with pytest.raises(InputError, match="this is a TH1D, a tree of events is expected"):
+        read_events(f"{tmp_path / 'd.root'}:histogram", features=["score"])
     np.savez(tmp_path / "none.npz", **{name: values[:0] for name, values in table.items()})
     with pytest.raises(InputError, match="no events in it"):
         read_events(tmp_path / "none.npz", features=["score"])

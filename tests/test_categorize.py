@@ -229,8 +229,8 @@ def test_users_events_come_from_a_file(command):
     }
     pyarrow.parquet.write_table(pyarrow.table(table), "events.parquet")
     events = ["events=file", "events.path=events.parquet", "events.features=[score]"]
-    arguments = ["experiment=sigmoid_1d", *events, *SHORT, "n_categories=[3]", "exact=0", "test_fraction=0"]
-    arguments += ["report.equidistant=[]"]
+    arguments = ["experiment=sigmoid_1d", *events, *SHORT, "n_categories=3", "exact=0", "test_fraction=0"]
+    arguments += ["report.equidistant=[]", "signals=signal"]  # one number and one name need no brackets
     code, out, err = command(*arguments)
     assert code == 0, err
     assert "Z train" in out
@@ -251,6 +251,10 @@ def test_users_events_come_from_a_file(command):
         (["experiment=sigmoid_1d", "signals=[higgs]", "events.n_background=900"], "'higgs' is not among the events"),
         (["experiment=sigmoid_1d", "optimize.learning_rate.form=square"], "form"),
         (["experiment=sigmoid_1d", "optimize.epoch=3"], "epoch"),
+        (["experiment=sigmoid_1d", "n_categories=[]"], "whole numbers are expected, as in n_categories=[3,5], [] came"),
+        (["experiment=sigmoid_1d", "n_categories=few"], "n_categories: whole numbers"),
+        (["experiment=sigmoid_1d", "format=jpx"], "format: one of .png, .pdf, .svg is expected, 'jpx' came"),
+        (["experiment=sigmoid_1d", "optimize.device=abacus"], "device: 'abacus' cannot be used here"),
     ],
 )
 def test_mistakes_are_one_line(command, arguments, message):
@@ -266,6 +270,19 @@ def test_damaged_results_are_the_callers_mistake(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         analyse(tmp_path)
+
+
+def test_bins_drawn_equally_wide_keep_their_contents_and_name_their_edges():
+    ax = Figure().add_subplot()
+    edges, heights = np.append(1 - 0.5 ** np.arange(20), 1.0), np.arange(1.0, 21.0)
+    plots.draw_stack(edges, {"a": heights}, ax, equally_wide=True)
+    (drawn,) = (patch.get_data() for patch in ax.patches)
+    assert drawn.edges.tolist() == list(range(21))
+    assert drawn.values.tolist() == heights.tolist()
+    named = {tick: label.get_text() for tick, label in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)}
+    assert named[0] == "0"
+    assert named[2] == "0.75"
+    assert len(named) == 11
 
 
 def test_reports_refuse_what_they_cannot_draw(tmp_path):

@@ -14,6 +14,7 @@ from specfit import checkpoint
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+COUNTED = ("est.", "exp.", "win.", "pub.")
 
 
 @pytest.fixture
@@ -336,10 +337,11 @@ def test_bench_categories_measures_both_toys_without_a_peer(script, json_of):
     arguments = ["--small", "40", "--restarts", "1", "--numbers", "3", *json_of.option]
     tables = script("bench_categories").main(arguments)
     assert set(tables) == {"equal bins", "1-d toy", "diphoton toy"}
-    (one,), (two,) = tables["1-d toy"], tables["diphoton toy"]
+    (one,) = tables["1-d toy"]
     assert 0.5 < one["/ exact"] <= 1.001
     assert one["peer ms"] is None
-    assert two["combined"] > 0
+    assert [row["way"] for row in tables["diphoton toy"]] == ["specfit", "T = 1", "rate 0.2", "window"]
+    assert all(0 < row[f"Z{i} {name}"] < 20 for row in tables["diphoton toy"] for i in (1, 2) for name in COUNTED)
     assert json_of()["results"]["1-d toy"] == [one]
 
 

@@ -105,7 +105,7 @@ def optimize(
         progress: Is called with the number of epochs done, over all starts.
 
     Raises:
-        InputError: A name is no process, a number is out of range, or events lack the mass.
+        InputError: A name is no process, a number is out of range, events lack the mass, or there is no such device.
 
     Example:
         >>> from specfit.categories import SigmoidBins, toy_1d
@@ -116,6 +116,7 @@ def optimize(
     """
     if min(epochs, restarts, record_every, batch_size or 1) < 1:
         raise InputError("epochs, restarts, record_every, batch_size: 1 or more are expected")
+    _check_device(device)
     goal = Objective() if objective is None else objective
     seen, unseen = (events, None) if test_fraction == 0 else events.split(test_fraction, rng=rng)
     task = _Task(
@@ -134,6 +135,14 @@ def optimize(
     )
     runs = _climb_from_all(bins, task, restarts, progress)
     return _judged(runs, task, everything=events, unseen=unseen)
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # which of them depends on how torch was built
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"device: {str(device)!r} cannot be used here ({reason}); 'cpu' always can") from None
 
 
 def evaluate_events(

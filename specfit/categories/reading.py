@@ -18,7 +18,7 @@ from specfit.io.files import Place, check_readable, locate
 def read_events(
     path: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
     *,
-    features: Sequence[str],
+    features: str | Sequence[str],
     weight: str | None = "weight",
     process: str | None = "process",
     mass: str | None = None,
@@ -28,7 +28,7 @@ def read_events(
     Args:
         path: One file (`.parquet`, `.npz`, `file.root:tree`) with a column that names the process of each event, or
             a file for each process, by its name.
-        features: Columns that are cut on.
+        features: Columns that are cut on, or the name of the only one.
         weight: Column of weights, of either sign; None: every event counts one.
         process: Column of process names; not used with a file for each process.
         mass: Column of masses, where a search needs it.
@@ -37,6 +37,7 @@ def read_events(
         InputError: A column is missing or not numbers, or the ending is not known.
         FileNotFoundError: There is no such file.
     """
+    features = [features] if isinstance(features, str) else features
     numbers = [name for name in (*features, weight, mass) if name is not None]
     if not features:
         raise InputError("features: name one column or more")
@@ -46,13 +47,21 @@ def read_events(
         if process is None:
             raise InputError("process: name the column of processes, or give one file for each process")
         table = _read(path, [*numbers, process])
-        names = np.asarray(table[process]).astype(str)
+        names = _names(table[process], path, process)
         tables = {
             str(name): {key: table[key][names == name] for key in numbers} for name in dict.fromkeys(names.tolist())
         }
     if not tables:
         raise InputError(f"{path}: there are no events in it")
     return Events.of({name: _columns(table, features, weight, mass) for name, table in tables.items()})
+
+
+def _names(column: np.ndarray, path: str | os.PathLike[str], process: str) -> np.ndarray:
+    """Returns the process of each event as text."""
+    missing = sum(name is None for name in column.tolist())  # how a null of Parquet arrives
+    if missing:
+        raise InputError(f"{path}: {missing} of {len(column)} events have no {process!r}; name it or leave them out")
+    return np.asarray(column).astype(str)
 
 
 def _columns(table: Mapping[str, np.ndarray], features: Sequence[str], weight: str | None, mass: str | None) -> Any:
@@ -92,6 +101,8 @@ def _read_root(place: Place, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with uproot.open(place.file) as file:
             tree = file[place.inside]
+            if not isinstance(tree, uproot.behaviors.TBranch.HasBranches | uproot.behaviors.RNTuple.HasFields):
+                raise InputError(f"this is a {tree.classname}, a tree of events is expected")
             _check_names(names, tree.keys())
             arrays: dict[str, np.ndarray] = tree.arrays(list(names), library="np")
     except InputError:

@@ -79,7 +79,7 @@ class BumpHuntReport(Report):
         for k in range(result.n):
             name = f"{folder}/mass_spectra/category_{k}_mass"
             self._mass_spectrum(study, pages, category == k, name, scales=self.category_scales, n_bins=CATEGORY_BINS)
-        _draw_course(result, pages, folder=folder, order=rank.argsort())
+        _draw_course(result, pages, study.window or MassWindow(), folder=folder, order=rank.argsort())
         if study.events.n_features == 2:
             self._draw_maps(study, result, pages, folder=folder, rank=rank)
         reached = study.on_all(result.bins)
@@ -121,8 +121,9 @@ class BumpHuntReport(Report):
         pages.written.append(plots.save_gif(frames, pages.folder / folder / f"boundary_evolution_{result.n}.gif"))
 
 
-def _draw_course(result: Result, pages: Pages, *, folder: str, order: Tensor) -> None:
+def _draw_course(result: Result, pages: Pages, window: MassWindow, *, folder: str, order: Tensor) -> None:
     history, n = result.history, result.n
+    label = f"Continuum background ({window.range_low:g} to {window.range_high:g} GeV)"
     # All of the continuum, not its share in the window.
     continuum = (history.background / history.factors)[:, order].numpy()
     names = [f"Cat. {i}" for i in range(n)]
@@ -130,12 +131,12 @@ def _draw_course(result: Result, pages: Pages, *, folder: str, order: Tensor) ->
         f"loss_{n}": (history.loss.numpy(), "Negative geometric mean significance", {}),
         f"penalty_yield_{n}": (history.low_background.numpy(), "Low-background penalty", {}),
         f"penalty_unc_{n}": (history.high_uncertainty.numpy(), "High-uncertainty penalty", {}),
-        f"continuum_background_{n}": (continuum, "Continuum background", {"labels": names}),
-        f"continuum_background_{n}_log": (continuum, "Continuum background", {"labels": names, "log": True}),
+        f"continuum_background_{n}": (continuum, label, {"labels": names}),
+        f"continuum_background_{n}_log": (continuum, label, {"labels": names, "log": True}),
     }
-    for name, (values, label, options) in lines.items():
+    for name, (values, y_label, options) in lines.items():
         with pages.page(f"{folder}/{name}") as ax:
-            plots.draw_history(values, ax, y_label=label, **options)
+            plots.draw_history(values, ax, y_label=y_label, **options)
     draw_bias(result, pages, f"{folder}/bias_history_{n}", log=True)
 
 

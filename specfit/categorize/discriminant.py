@@ -65,7 +65,8 @@ class DiscriminantReport(Report):
         found = {}
         for result in study.results:
             found[result.n] = study.on_all(result.bins)
-            self._stack(study, pages, _edges(result.bins), f"NN_output_distribution_optimized_{result.n}bins")
+            name = f"NN_output_distribution_optimized_{result.n}bins"
+            self._stack(study, pages, _edges(result.bins), name, equally_wide=True)
             _draw_course(result, pages)
             _draw_yields(found[result.n], result.n, pages)
         series = {"equidistant": _points(fixed), "optimised": _points(found)}
@@ -76,10 +77,12 @@ class DiscriminantReport(Report):
             plots.draw_significance_comparison(series, ax)
         return {name: {n: {"significance": z, "error": e} for n, (z, e) in p.items()} for name, p in series.items()}
 
-    def _stack(self, study: Study, pages: Pages, edges: np.ndarray, name: str) -> None:
+    def _stack(self, study: Study, pages: Pages, edges: np.ndarray, name: str, *, equally_wide: bool = False) -> None:
         x = study.events.features[:, 0]
         names, scales = {name: False, f"{name}_log": True}, [self.signal_scale] * len(study.signals)
-        draw_stacks(study, pages, names, values=x, edges=edges, scales=scales, x_label=self.x_label)
+        x_label = f"{self.x_label}, every bin equally wide" if equally_wide else self.x_label
+        options: dict[str, Any] = {"scales": scales, "x_label": x_label, "equally_wide": equally_wide}
+        draw_stacks(study, pages, names, values=x, edges=edges, **options)
 
 
 def _draw_course(result: Result, pages: Pages) -> None:

@@ -50,19 +50,20 @@ def categorize(cfg: DictConfig, *, progress: Progress | None = None) -> Path:
     """
     run_dir = Path(cfg.run_dir)
     _check_folder(run_dir, cfg)
+    pages = Pages(run_dir, cfg.format)
     study, report = _prepared(cfg)
     (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     with replacing(run_dir / CONFIG) as temporary:
         temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     results = []
-    for n in dict.fromkeys(cfg.n_categories):
+    for n in _numbers(cfg):
         done = _summary_file(run_dir, n)
         if done.is_file():
             results.append(_restored(run_dir, json.loads(done.read_text()), cfg, study))
             continue
         results.append(_optimized(run_dir, n, cfg, study, progress))
         write_json(done, results[-1].summary())
-    return _report(run_dir, cfg, replace(study, results=tuple(results)), report)
+    return _report(run_dir, pages, replace(study, results=tuple(results)), report)
 
 
 def analyse(run_dir: str | Path) -> Path:
@@ -80,12 +81,13 @@ def analyse(run_dir: str | Path) -> Path:
     try:
         before = json.loads((run_dir / RESULTS).read_text())["results"]
         study, report = _prepared(cfg)
+        pages = Pages(run_dir, cfg.format)
         results = [_restored(run_dir, one, cfg, study) for one in before]
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{run_dir / RESULTS}: damaged ({error})") from None
-    return _report(run_dir, cfg, replace(study, results=tuple(results)), report)
+    return _report(run_dir, pages, replace(study, results=tuple(results)), report)
 
 
 def main(overrides: Sequence[str], *, progress: Progress | None = None) -> list[Path]:
@@ -113,7 +115,7 @@ def _check_folder(run_dir: Path, cfg: DictConfig) -> None:
     if (run_dir / RESULTS).exists():
         raise InputError(f"run_dir: {run_dir} holds a finished run; choose another with name=NAME or delete it")
     before = run_dir / CONFIG
-    is_begun = any(_summary_file(run_dir, n).is_file() for n in cfg.n_categories) and before.is_file()
+    is_begun = any(_summary_file(run_dir, n).is_file() for n in _numbers(cfg)) and before.is_file()
     if is_begun and before.read_text() != OmegaConf.to_yaml(cfg, resolve=True):
         raise InputError(
             f"run_dir: {run_dir} holds a part of a run with another configuration; continue that one with the same "
@@ -121,15 +123,30 @@ def _check_folder(run_dir: Path, cfg: DictConfig) -> None:
         )
 
 
+def _numbers(cfg: DictConfig) -> list[int]:
+    """Returns the numbers of categories, each once; `n_categories=3` means one of them."""
+    given = cfg.n_categories
+    numbers = [given] if isinstance(given, int) else list(given) if isinstance(given, Sequence) else []
+    if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise InputError(f"n_categories: whole numbers are expected, as in n_categories=[3,5], {given} came")
+    return list(dict.fromkeys(numbers))
+
+
+def _signals(cfg: DictConfig) -> tuple[str, ...]:
+    """Returns the names of the signals; `signals=higgs` means one of them, and a name may be a number."""
+    given = cfg.signals
+    return tuple(map(str, given)) if isinstance(given, Sequence) and not isinstance(given, str) else (str(given),)
+
+
 def _prepared(cfg: DictConfig) -> tuple[Study, Report]:
     """Reads the events and finds what cannot work before anything takes long."""
     events, objective, window = (instantiate(cfg[key]) for key in ("events", "objective", "window"))
-    study = Study(events, tuple(cfg.signals), objective, window, ())
+    study = Study(events, _signals(cfg), objective, window, ())
     _check_totals(study)
     if cfg.exact and (events.n_features, len(study.signals)) != (1, 1):
         raise InputError("exact: the exact optimum is for one feature and one signal; leave it out with exact=0")
     report: Report = instantiate(cfg.report)
-    report.check(study, [instantiate(cfg.bins)(n) for n in cfg.n_categories])
+    report.check(study, [instantiate(cfg.bins)(n) for n in _numbers(cfg)])
     return study, report
 
 
@@ -200,8 +217,8 @@ def _summary_file(run_dir: Path, n: int) -> Path:
     return run_dir / CHECKPOINTS / f"{n}_summary.json"
 
 
-def _report(run_dir: Path, cfg: DictConfig, study: Study, report: Report) -> Path:
-    comparison = report.draw(study, Pages(run_dir, cfg.format))
+def _report(run_dir: Path, pages: Pages, study: Study, report: Report) -> Path:
+    comparison = report.draw(study, pages)
     results = [result.summary() for result in study.results]
     write_json(run_dir / RESULTS, {"results": results, "comparison": comparison})
     return run_dir
@@ -218,7 +235,7 @@ def _exact(events: Events, n: int, cfg: DictConfig, objective: Objective) -> flo
     """Finds the largest significance within the limits of the objective; None where no bins keep them."""
     if not cfg.exact:
         return None
-    (signal,) = cfg.signals
+    (signal,) = _signals(cfg)
     # Without limits the best bins are those that happen to hold no background.
     limited = replace(objective, constrained=True)
     search = partial(optimal_boundaries, signal=signal, objective=limited, candidates=max(cfg.exact, n + 1))

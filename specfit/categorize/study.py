@@ -16,6 +16,7 @@ import torch
 
 from specfit import plots
 from specfit.categories import Bins, Evaluation, Events, History, MassWindow, Objective, Sample, evaluate
+from specfit.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,9 +125,14 @@ class Pages:
     Args:
         folder: Where; is made.
         ending: Format, "pdf", "png" or "svg".
+
+    Raises:
+        InputError: There is no such format.
     """
 
     def __init__(self, folder: Path, ending: str) -> None:
+        if f".{ending}" not in plots.ENDINGS:
+            raise InputError(f"format: one of {', '.join(plots.ENDINGS)} is expected, {ending!r} came")
         self.folder, self.ending = folder, ending
         self.written: list[Path] = []
 
@@ -175,6 +181,7 @@ def draw_stacks(
     edges: np.ndarray,
     scales: Sequence[float],
     x_label: str,
+    equally_wide: bool = False,
 ) -> None:
     """Writes the backgrounds on top of each other, with their error, and the signals beside them.
 
@@ -186,6 +193,7 @@ def draw_stacks(
         edges: Bin edges, shape `(n_bins + 1,)`.
         scales: What each signal is multiplied by.
         x_label: Name of the values.
+        equally_wide: Bins are drawn equally wide, whatever their edges.
     """
     filled = {process: study.histogram(process, values, edges) for process in study.events.processes}
     errors = np.sqrt(sum(filled[process][1] for process in study.backgrounds))
@@ -193,4 +201,5 @@ def draw_stacks(
     stack = {process.capitalize(): filled[process][0] for process in study.backgrounds}
     for name, log in names.items():
         with pages.page(name) as ax:
-            plots.draw_stack(edges, stack, ax, errors=errors, signals=signals, log=log, x_label=x_label)
+            options: dict[str, Any] = {"log": log, "equally_wide": equally_wide, "x_label": x_label}
+            plots.draw_stack(edges, stack, ax, errors=errors, signals=signals, **options)

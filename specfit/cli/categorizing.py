@@ -19,13 +19,21 @@ def categorize(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="experiment=NAME [KEY=VALUE]... | analyse RUN", help="Hydra overrides, or a run."),
+        typer.Argument(
+            metavar="experiment=NAME [KEY=VALUE]... | analyse RUN",
+            help="Hydra overrides (`--cfg job` shows all keys), or the folder of a run.",
+        ),
     ] = None,
 ) -> None:
     """Choose bins or categories that maximise a significance, or draw such a run again.
 
+    Experiments: sigmoid_1d (bins of one discriminant), diphoton_bump_hunt (regions of two scores, for a bump in a
+    mass).
+
     Example: `specfit categorize experiment=sigmoid_1d n_categories=[5,10] name=mine`, then
     `specfit categorize analyse runs/mine`
+
+    Your own events: `events=file events.path=events.parquet events.features=score signals=higgs`
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

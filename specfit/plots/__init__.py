@@ -28,6 +28,7 @@ Sources: F. Garwood, Biometrika 28 (1936) 437 (interval); M. Okabe, K. Ito, "Col
 from __future__ import annotations
 
 __all__ = [
+    "ENDINGS",
     "DrawableFit",
     "draw_background_shift",
     "draw_bias",
@@ -69,7 +70,7 @@ from specfit.plots.categories import (
 from specfit.plots.contents import DrawableFit
 from specfit.plots.fits import draw_examples, draw_fit
 from specfit.plots.residuals import draw_bias, draw_residual_correlation, draw_residuals
-from specfit.plots.saving import save
+from specfit.plots.saving import ENDINGS, save
 from specfit.plots.searches import draw_limits, draw_local_p, draw_search
 from specfit.plots.stacks import draw_stack
 from specfit.plots.statistics import draw_contour, draw_correlation, draw_impacts, draw_scan, draw_yields

@@ -30,6 +30,8 @@ LEGEND_COLUMNS = 4
 LEGEND_LINE = 0.075
 # Smaller regions of a map are named in its legend only, as a fraction of all its points.
 LARGE_ENOUGH_FOR_A_NAME = 0.01
+# Red, green and blue of a shade on which black cannot be read add up to less than this.
+DARK = 1.3
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -52,6 +54,8 @@ def draw_history(
         ax.plot(lines[:, i], color=shades[i], linewidth=1.8, label=label)
     if log and (lines > 0).any():
         ax.set_yscale("log")
+    elif not lines.any():
+        ax.set_ylim(-0.05, 1)  # a penalty that never acts, instead of zero between -0.05 and 0.05
     ax.set_xlim(0, max(len(lines) - 1, 1))
     if labels is not None and len(labels) <= MOST_LABELLED:
         columns = min(len(labels), LEGEND_COLUMNS)
@@ -148,6 +152,9 @@ def draw_significance_comparison(
     add_legend(ax, loc="upper left")
     dress(ax, x_label=x_label, y_label="Significance")
     ax.set_xticks(sorted({n for points in series.values() for n in points}))
+    ax.tick_params(
+        axis="x", which="minor", bottom=False, top=False
+    )  # between numbers as uneven as these they are a blur
     return ax
 
 
@@ -186,7 +193,8 @@ def draw_category_map(
         if here.mean() > LARGE_ENOUGH_FOR_A_NAME:
             rows, columns = np.nonzero(here)
             middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-            ax.text(x[columns[middle]], y[rows[middle]], str(k), ha="center", va="center", fontsize=13)
+            ink = "white" if sum(shades(k)[:3]) < DARK else "black"
+            ax.text(x[columns[middle]], y[rows[middle]], str(k), ha="center", va="center", fontsize=13, color=ink)
     ax.set_aspect("equal")
     names = {f"Cat. {k}": Patch(facecolor=shades(k), edgecolor=DATA) for k in range(n_categories)}
     if n_categories <= MOST_LABELLED:

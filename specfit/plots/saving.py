@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["save"]
+__all__ = ["ENDINGS", "save"]
 
 import os
 import sys
