@@ -220,16 +220,29 @@ def _smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     for curvature, smoothness in COORDINATES:
         before = estimate - log_widths - mean
         shapes = _chebyshev(_stretched(before, curvature))
-        for amplitude, power in smoothness:
-            k = torch.arange(shapes.shape[2]).to(shapes)
-            basis = shapes * torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))
-            # Least squares on the logs are near enough to start from.
-            right = basis.mT @ (certain * before)[..., None]
-            start = torch.cholesky_solve(right, precision_cholesky(basis, certain))[..., 0]
-            mode, evidence = mode_and_evidence(mean + log_widths, basis, filled, weight=believed, start=start)
-            better = (evidence > best)[:, None]
-            estimate, best = torch.where(better, mode, estimate), torch.maximum(best, evidence.nan_to_num(-torch.inf))
+        basis = torch.stack([shapes * _amplitudes(shapes.shape[2], *one).to(shapes) for one in smoothness], 1)
+        m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
+        repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
+        mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
+        found, which = evidence.nan_to_num(-torch.inf).view(m, n).max(1)
+        mode = mode.view(m, n, -1)[torch.arange(m, device=data.device), which]
+        estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
     return estimate.clamp(*LOG_RATES)
+
+
+def _smooth_fit(
+    basis: Tensor, guess: Tensor, certain: Tensor, log_mean: Tensor, counts: Tensor, believed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fits a basis to counts from a guess of what it adds to the mean; the mode and its evidence."""
+    # Least squares on the logs are near enough to start from.
+    right = basis.mT @ (certain * guess)[..., None]
+    start = torch.cholesky_solve(right, precision_cholesky(basis, certain))[..., 0]
+    return mode_and_evidence(log_mean, basis, counts, weight=believed, start=start)
+
+
+def _amplitudes(n: int, amplitude: float, power: float) -> Tensor:
+    k = torch.arange(n, dtype=torch.float64)
+    return torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))
 
 
 def _stretched(log_density: Tensor, curvature: float) -> Tensor:
