@@ -7,9 +7,11 @@ of the coefficients is the estimate that the next pass reads. As in `LearnedBasi
 form, and the mean and the basis see only what is smooth: a net that reads the counts themselves learns to copy them.
 
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
-widths as shares of the range. The first estimate is a polynomial, fitted without any learning, whose smoothness the
-evidence of the spectrum decides. Positions, residuals and rates are float64 until they become features; the features
-are float32.
+widths as shares of the range. The first estimate is a polynomial, fitted without any learning, in a coordinate that
+is stretched where the spectrum bends; how smooth it is, the evidence of the spectrum decides. It carries the noise of
+some twenty parameters. So the net is shown how the estimate bends in units of what the data can tell, and corrects it
+in these units as well as in its own. Positions, residuals and rates are float64 until they become features; the
+features are float32.
 """
 
 from __future__ import annotations
@@ -29,10 +31,16 @@ from specfit.significance import poisson_deviance
 # Polynomials of the first estimate, waves of each position feature, half widths of the windows of residuals.
 SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 24, 8, (1, 3, 7)
 # How smooth a spectrum may be: pairs a, p for polynomials of amplitude a / (1 + k / 2)^p; and that of a straight line.
-SMOOTHNESS, OF_A_LINE = ((3.0, 1.5), (3.0, 2.0), (2.0, 2.5), (8.0, 4.0)), 10.0
+SMOOTHNESS, OF_A_LINE = ((5.0, 1.5), (3.0, 2.5), (2.0, 4.0)), 10.0
+# The coordinates of the first estimate, one after the other: the curvature of the log density, over the number of bins
+# squared, from where on it is stretched, and which amplitudes are tried there. The first is the bin number.
+COORDINATES = ((math.inf, ((2.0, 2.5),)), (10.0, SMOOTHNESS[:1]), (30.0, SMOOTHNESS[::2]), (300.0, SMOOTHNESS))
+MOST_STRETCHED = 30.0
+# Shares of the number of bins over which the bends of an estimate are shown to the net.
+BENDS = (1 / 40, 1 / 20, 1 / 10)
 # Ranges that span more than this factor are taken for ranges from 0.
 LARGEST_RATIO = 40.0
-N_FEATURES, N_RESIDUALS, BELIEF_FEATURES = 3 * 2 * WAVES + 5 + 8, 3 + len(HALF_WIDTHS), 32
+N_FEATURES, N_RESIDUALS, BELIEF_FEATURES = 3 * 2 * WAVES + 5 + 8 + 2 * len(BENDS), 3 + len(HALF_WIDTHS), 32
 
 
 class AnyBinningNet(CalibratedNet):
@@ -57,7 +65,7 @@ class AnyBinningNet(CalibratedNet):
             features, heads, 3 * features, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.trunk = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(features), enable_nested_tensor=False)
-        self.mean, last = nn.Linear(features, 1), nn.Linear(BELIEF_FEATURES, 1)
+        self.mean, last = nn.Linear(features, 2), nn.Linear(BELIEF_FEATURES, 1)
         self.belief = nn.Sequential(nn.Linear(features + N_RESIDUALS, BELIEF_FEATURES), nn.GELU(), last)
         self.basis, self.log_scale = nn.Linear(features, n_basis), nn.Linear(features, n_basis)
         for head in (self.mean, last, self.log_scale):
@@ -91,16 +99,18 @@ class AnyBinningNet(CalibratedNet):
         log_rates, models = [_smooth_estimate(data, log_widths, mask)], []
         for i in range(self.passes):
             seen = _estimate_features(data, log_rates[-1], log_widths, log_total, mask)
+            bends = _bend_features(log_rates[-1], log_widths)
             residuals = _residual_features(data, log_rates[-1], mask)
             which = nn.functional.one_hot(torch.tensor(i), self.passes).expand(*data.shape, -1)
-            tokens = self.trunk(self.embed(torch.cat([fixed, seen, which.to(fixed)], -1)))
+            tokens = self.trunk(self.embed(torch.cat([fixed, seen, bends, which.to(fixed)], -1)))
             features = tokens.mean(1)
             scale = self.log_scale(features).clamp(max=LARGEST_LOG_SCALE).exp()[:, None]  # (m, 1, n_basis)
             basis = (self.basis(tokens) * scale).double()
             weight = (
                 torch.sigmoid(self.belief(torch.cat([tokens, residuals], -1))[..., 0]).double().masked_fill(mask, 0.0)
             )
-            log_mean = log_rates[-1] + self.mean(tokens)[..., 0]
+            coarse, fine = self.mean(tokens).unbind(-1)
+            log_mean = log_rates[-1] + coarse + fine * _smallest_visible(log_rates[-1])
             models.append(LocalModel(log_mean, basis, weight, features))
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
         return log_rates[1:], models[-1]
@@ -148,6 +158,30 @@ def _estimate_features(data: Tensor, log_rate: Tensor, log_widths: Tensor, log_t
     return torch.stack(shapes + of_spectrum, -1).float()
 
 
+def _bend_features(log_rate: Tensor, log_widths: Tensor) -> Tensor:
+    """Computes how an estimate bends on several scales, in units of what the data can tell, `(m, n_bins, 6)`, float32.
+
+    Second and fourth differences of the log density: what a smooth spectrum has few of and noise has many of.
+    """
+    n_bins = log_rate.shape[1]
+    log_density, rate = log_rate - log_widths, log_rate.exp()
+    bends = []
+    for share in BENDS:
+        step = max(1, round(share * n_bins))
+        padded = nn.functional.pad(log_density[:, None], (2 * step, 2 * step), mode="replicate")[:, 0]
+        far_left, left, middle, right, far_right = (padded[:, i * step : i * step + n_bins] for i in range(5))
+        error = (step * rate + 1).rsqrt()
+        second, fourth = left - 2 * middle + right, far_left - 4 * left + 6 * middle - 4 * right + far_right
+        bends += [(second / error).asinh() / 3, (fourth / error).asinh() / 3]
+    return torch.stack(bends, -1).float()
+
+
+def _smallest_visible(log_rate: Tensor) -> Tensor:
+    """Returns the change of the log rate that the data around a bin can tell, shape `(m, n_bins)`."""
+    together = max(1.0, log_rate.shape[1] / SMOOTH_DIRECTIONS)
+    return (together * log_rate.exp() + 1).rsqrt()
+
+
 def _residual_features(data: Tensor, log_rate: Tensor, mask: Tensor) -> Tensor:
     """Computes how the data lie around an estimate, bin by bin and in windows, shape `(m, n_bins, N_RESIDUALS)`."""
     rate = log_rate.exp()
@@ -166,13 +200,13 @@ def _window_pulls(difference: Tensor, rate: Tensor, half: int) -> Tensor:
 
 @torch.no_grad()
 def _smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
-    """Fits Chebyshev polynomials in the bin number to the data; log rates `(m, n_bins)`.
+    """Fits Chebyshev polynomials to the data, one coordinate after the other; log rates `(m, n_bins)`.
 
     How fast their amplitudes fall with the order, that is how smooth a spectrum is, its own evidence decides. An
-    exponential fall is one of them exactly, and whatever is smooth converges fast. Where bins are masked a straight
-    line between their neighbours keeps the polynomials from running away, with an error of one e-fold.
+    exponential fall is one of them exactly, and whatever is smooth converges fast; a turn-on does so in a coordinate
+    that is stretched there, made from the estimate before. Where bins are masked a straight line between their
+    neighbours keeps the polynomials from running away, with an error of one e-fold.
     """
-    n_bins = data.shape[1]
     kernel = data.new_ones(1, 1, 5)
     widths, used = log_widths.exp(), (~mask).to(data)
     events, width = (nn.functional.conv1d((t * used)[:, None], kernel, padding=2)[:, 0] for t in (data, widths))
@@ -182,21 +216,53 @@ def _smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     mean = (certain * log_density).sum(1, keepdim=True) / certain.sum(1, keepdim=True)
     expected = (log_density + log_widths).exp()
     believed, filled = torch.where(mask, 1 / (1 + expected), 1.0), torch.where(mask, expected, data)
-    k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=data.device).to(data)
-    index = (torch.arange(n_bins, device=data.device).to(data) + 0.5) / n_bins
-    shapes = torch.cos(k * torch.arccos(1 - 2 * index)[:, None])  # (n_bins, k)
-    estimate, best = data, torch.full_like(data[:, 0], -torch.inf)
-    for amplitude, power in SMOOTHNESS:
-        basis = shapes * torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))
-        # Least squares on the logs are near enough to start from.
-        right = basis.T @ (certain * (log_density - mean))[..., None]
-        normal = precision_cholesky(basis.expand(len(data), -1, -1), certain)
-        start = torch.cholesky_solve(right, normal)[..., 0]
-        basis = basis.expand(len(data), -1, -1)
-        mode, evidence = mode_and_evidence(mean + log_widths, basis, filled, weight=believed, start=start)
-        better = (evidence > best)[:, None]
-        estimate, best = torch.where(better, mode, estimate), torch.maximum(best, evidence.nan_to_num(-torch.inf))
+    estimate, best = log_density + log_widths, torch.full_like(data[:, 0], -torch.inf)
+    for curvature, smoothness in COORDINATES:
+        before = estimate - log_widths - mean
+        shapes = _chebyshev(_stretched(before, curvature))
+        basis = torch.stack([shapes * _amplitudes(shapes.shape[2], *one).to(shapes) for one in smoothness], 1)
+        m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
+        repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
+        mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
+        found, which = evidence.nan_to_num(-torch.inf).view(m, n).max(1)
+        mode = mode.view(m, n, -1)[torch.arange(m, device=data.device), which]
+        estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
     return estimate.clamp(*LOG_RATES)
+
+
+def _smooth_fit(
+    basis: Tensor, guess: Tensor, certain: Tensor, log_mean: Tensor, counts: Tensor, believed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fits a basis to counts from a guess of what it adds to the mean; the mode and its evidence."""
+    # Least squares on the logs are near enough to start from.
+    right = basis.mT @ (certain * guess)[..., None]
+    start = torch.cholesky_solve(right, precision_cholesky(basis, certain))[..., 0]
+    return mode_and_evidence(log_mean, basis, counts, weight=believed, start=start)
+
+
+def _amplitudes(n: int, amplitude: float, power: float) -> Tensor:
+    k = torch.arange(n, dtype=torch.float64)
+    return torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))
+
+
+def _stretched(log_density: Tensor, curvature: float) -> Tensor:
+    """Computes a coordinate from 0 to 1, the bin number stretched where a log density bends, shape `(m, n_bins)`."""
+    n_bins = log_density.shape[1]
+    bend = nn.functional.pad(log_density[:, None].diff(n=2), (1, 1), mode="replicate").abs() * n_bins**2
+    length = (1 + bend / curvature).sqrt()
+    smooth = log_density.new_tensor([[[0.25, 0.5, 0.25]]])
+    for _ in range(3):
+        length = nn.functional.conv1d(nn.functional.pad(length, (1, 1), mode="replicate"), smooth)
+    length = length[:, 0].clamp(max=MOST_STRETCHED)
+    end = length.cumsum(1)
+    return (end - length / 2) / end[:, -1:]
+
+
+def _chebyshev(position: Tensor) -> Tensor:
+    """Evaluates the first Chebyshev polynomials at positions from 0 to 1, shape `(m, n_bins, k)`."""
+    n_bins = position.shape[1]
+    k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=position.device).to(position)
+    return torch.cos(k * torch.arccos(1 - 2 * position)[..., None])
 
 
 def _bridged(values: Tensor, mask: Tensor) -> Tensor:
