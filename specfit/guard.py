@@ -30,13 +30,36 @@ MOST_MASKED = 1 / 3
 MOST_NOVEL = 1.3
 
 
+FAULTS = (
+    "gave no finite positive background; train for such spectra (specfit train)",
+    f"disagree with the data beyond chance (p < {LEAST_P_VALUE:g}): a structure that is no smooth background; "
+    "leave it out with mask (--mask lo:hi) or fit a range without it",
+    "took more than a third of the bins for signal; fit a wider range, leave the peak out with mask "
+    "(--mask lo:hi), or fit without refit",
+    "are unlike anything that the net was trained on; leave out what is no background with mask "
+    "(--mask lo:hi), fit another range, or train for such spectra (specfit train)",
+    "follow a single peak on a simple background as if it were background; leave the peak out with mask "
+    "(--mask lo:hi), or look for it with specfit scan, with --known for peaks that are no news",
+)
+"""What makes a fit useless, and what to do about it."""
+
+
 class Verdict(NamedTuple):
     """Whether fits can be used."""
 
-    converged: Tensor
-    """Shape `(m,)`, bool."""
-    reasons: list[str]
-    """What was found, with the number of spectra and what to do; empty if all converged."""
+    faults: Tensor
+    """Which of `FAULTS` each fit has, shape `(m, len(FAULTS))`, bool."""
+
+    @property
+    def converged(self) -> Tensor:
+        """True for fits without fault, shape `(m,)`."""
+        return ~self.faults.any(-1)
+
+    @property
+    def reasons(self) -> list[str]:
+        """What was found, with the number of spectra and what to do; empty if all converged."""
+        how_many = self.faults.sum(0).tolist()
+        return [f"{n} of {len(self.faults)} fits {what}" for n, what in zip(how_many, FAULTS, strict=True) if n]
 
 
 def judge(
@@ -59,33 +82,9 @@ def judge(
     agrees = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
     masked = (mask & ~left_out).sum(-1) <= MOST_MASKED * (~left_out).sum(-1)
     known = prediction.novelty <= MOST_NOVEL
-    passing = usable & agrees & masked & known
+    faults = [~usable, usable & ~agrees, usable & ~masked, usable & ~known]
     follows_peak = torch.zeros_like(usable)
     if edges is not None:
-        rows = passing.nonzero()[:, 0]
+        rows = (usable & agrees & masked & known).nonzero()[:, 0]
         follows_peak[rows] = has_lone_peak(counts[rows], background[rows], edges, mask=mask[rows])
-    found = [
-        (~usable, "gave no finite positive background; train for such spectra (specfit train)"),
-        (
-            usable & ~agrees,
-            f"disagree with the data beyond chance (p < {LEAST_P_VALUE:g}): a structure that is no smooth background; "
-            "leave it out with mask (--mask lo:hi) or fit a range without it",
-        ),
-        (
-            usable & ~masked,
-            "took more than a third of the bins for signal; fit a wider range, leave the peak out with mask "
-            "(--mask lo:hi), or fit without refit",
-        ),
-        (
-            usable & ~known,
-            "are unlike anything that the net was trained on; leave out what is no background with mask "
-            "(--mask lo:hi), fit another range, or train for such spectra (specfit train)",
-        ),
-        (
-            follows_peak,
-            "follow a single peak on a simple background as if it were background; leave the peak out with mask "
-            "(--mask lo:hi), or look for it with specfit scan, with --known for peaks that are no news",
-        ),
-    ]
-    reasons = [f"{int(bad.sum())} of {len(counts)} fits {what}" for bad, what in found if bad.any()]
-    return Verdict(passing & ~follows_peak, reasons)
+    return Verdict(torch.stack([*faults, follows_peak], -1))

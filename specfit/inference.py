@@ -9,9 +9,10 @@ from __future__ import annotations
 __all__ = ["REFITS", "EdgesMismatchError", "SpectrumFitter", "refit_rule", "smooth_background"]
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from specfit.arrays import ArrayLike, as_float64
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.fitter import Refit, refit_signals, refit_talk, refit_windows
-from specfit.guard import judge
+from specfit.guard import Verdict, judge
 from specfit.masks import bridged, describe_gaps, left_out_bins
 from specfit.net import BackgroundNet, CalibratedNet, LocalModel, Prediction
 from specfit.parallel import on_all_cores
@@ -32,10 +33,9 @@ RefitRule = Literal["signals", "windows", "talk"] | bool | None
 REFITS = ("signals", "windows", "talk")
 """Rules that `refit` can name; True takes the first that the net can follow."""
 
-# Spectra that the net sees at a time: large enough to keep a processor busy, small enough for its cache. Of very many a
-# thread takes several such pieces, so that the few with a signal are refitted together: up to so many bins in all, and
-# no more than an eighth of the spectra.
-SPECTRA_AT_A_TIME, BINS_TOGETHER, PIECES = 2048, 400_000, 8
+# Spectra that the net sees at a time: enough to keep a processor busy, few enough for its cache. A thread takes several
+# such pieces, so that the few with a signal are refitted together: of very many spectra an eighth, but no more bins.
+SPECTRA_AT_A_TIME, FEWEST_TOGETHER, BINS_TOGETHER, PIECES = 512, 2048, 400_000, 8
 
 
 class EdgesMismatchError(InputError):
@@ -101,33 +101,28 @@ class SpectrumFitter:
         read, note = self._read(spectrum, edges)
         self._check_edges(read)
         counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
-        scale = read.content_per_event.view(-1, 1)
-        together = max(SPECTRA_AT_A_TIME, min(BINS_TOGETHER // read.n_bins, len(counts) // PIECES))
-        pieces = zip(*(torch.split(t, together) for t in (counts / scale, left_out)), strict=True)
-        results = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], read.edges, rule), pieces)
-        prediction = Prediction(*_joined([part for part, _ in results]))
-        masks, iterations = (torch.cat([getattr(r, name) for _, r in results]) for name in ("mask", "iterations"))
-        # A net for one binning knows what it was made for; one for any binning takes a peak for one more smooth shape.
-        converged, reasons = judge(
-            counts / scale,
-            prediction,
-            mask=masks,
-            left_out=left_out,
-            edges=read.edges if self.edges is None else None,
-        )
+        # Plain counts are events already: nothing is scaled, and nothing back.
+        scale = None if read.variances is None else read.content_per_event.view(-1, 1)
+        events = counts if scale is None else counts / scale
+        pieces = zip(*(torch.split(t, _spectra_together(events, rule)) for t in (events, left_out)), strict=True)
+        parts = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], read.edges, rule), pieces)
+        prediction = Prediction(*_joined([part.prediction for part in parts]))
+        verdict = Verdict(*_joined([part.verdict for part in parts]))
+        refits = [part.refit for part in parts]
+        masks, iterations = (torch.cat([getattr(r, name) for r in refits]) for name in ("mask", "iterations"))
         if read.is_weighted:
             note.append("weighted contents, fitted as scaled Poisson counts")
         note += describe_gaps(read)
         take = slice(None) if read.is_batch else 0
         return BackgroundFit(
             spectrum=read,
-            background=(prediction.background * scale)[take],
-            factor=(prediction.factor * scale[..., None])[take],
+            background=(prediction.background if scale is None else prediction.background * scale)[take],
+            factor=(prediction.factor if scale is None else prediction.factor * scale[..., None])[take],
             n_parameters=prediction.n_parameters[take],
             mask=masks[take],
             iterations=iterations[take],
-            converged=converged[take],
-            message="; ".join([results[0][1].message, *_describe([r for _, r in results]), *note, *reasons]),
+            converged=verdict.converged[take],
+            message="; ".join([refits[0].message, *_describe(refits), *note, *verdict.reasons]),
         )
 
     def fill(self, counts: Tensor, left_out: Tensor, edges: Tensor) -> Tensor:
@@ -144,8 +139,9 @@ class SpectrumFitter:
         counts = bridged(counts, left_out, edges)
         return torch.where(left_out, self.net.predict(counts, edges=edges, mask=left_out).background, counts)
 
-    def _fit_some(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
-        counts, edges, left_out = (t.to(self.device) for t in (counts, edges, left_out))
+    def _fit_some(self, events: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> _Fitted:
+        """Fits some spectra on one thread."""
+        counts, edges, left_out = (t.to(self.device) for t in (events, edges, left_out))
         counts = self.fill(counts, left_out, edges)
         prediction, refit = self._refitted(counts, left_out, edges, rule)
         changed = refit.iterations > 0
@@ -156,7 +152,13 @@ class SpectrumFitter:
                 prediction, self.net.predict(refit.counts[changed], edges=edges, mask=mask), strict=True
             ):
                 whole[changed] = part
-        return _on_cpu(prediction), refit._replace(mask=refit.mask.cpu(), iterations=refit.iterations.cpu())
+        prediction = _on_cpu(prediction)
+        refit = refit._replace(mask=refit.mask.cpu(), iterations=refit.iterations.cpu())
+        # A net for one binning knows what it was made for; one for any binning takes a peak for one more smooth shape.
+        own = edges.cpu() if self.edges is None else None
+        return _Fitted(
+            prediction, refit, judge(events, prediction, mask=refit.mask, left_out=left_out.cpu(), edges=own)
+        )
 
     def _refitted(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
         """Fits the data as they are, and finds what to mask."""
@@ -199,6 +201,14 @@ class SpectrumFitter:
             f"'data.generator.total=[{low:g},{high:g}]'`, then use it with `--checkpoint runs/mine`; "
             "or use the shipped net for any edges, which is still learning, with `--checkpoint any_binning`"
         )
+
+
+class _Fitted(NamedTuple):
+    """What is known of some spectra."""
+
+    prediction: Prediction
+    refit: Refit
+    verdict: Verdict
 
 
 def smooth_background(
@@ -246,6 +256,14 @@ def _describe(refits: list[Refit]) -> list[str]:
         f"(p = {one.p_value:.1g} anywhere)"
         for one in found
     ]
+
+
+def _spectra_together(events: Tensor, rule: str | None) -> int:
+    """Returns how many spectra a thread takes at a time."""
+    if rule is None:
+        return SPECTRA_AT_A_TIME
+    m, n_bins = events.shape
+    return max(FEWEST_TOGETHER, min(BINS_TOGETHER // n_bins, math.ceil(m / PIECES)))
 
 
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:

@@ -35,7 +35,6 @@ __all__ = [
 from typing import Any
 
 import numpy as np
-import scipy.special
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -181,6 +180,8 @@ def poisson_significance(observed: Tensor, expected: Tensor) -> Tensor:
         observed: Events :math:`n \ge 0`, shape `(*, n_bins)`.
         expected: Events :math:`b > 0`, broadcasting with `observed`.
     """
+    import scipy.special  # a quarter of a second, which no fit needs
+
     _check_events(observed, expected)
     n, b = _to_numpy(observed), _to_numpy(expected.clamp(min=TINY))
     upper = scipy.special.gammainc(np.maximum(n, SMALLEST_TAIL), b)
@@ -206,6 +207,8 @@ def binomial_significance(observed: Tensor, expected: Tensor, *, uncertainty: Te
         >>> round(binomial_significance(140, 100, uncertainty=10), 4)
         2.5221
     """
+    import scipy.special
+
     _check_events(observed, expected)
     _check_not_negative(uncertainty, "uncertainty")
     n, b, s = (
@@ -239,8 +242,8 @@ def deviance_p_value(deviance: Tensor, ndf: Tensor) -> Tensor:
     _check_not_negative(deviance, "deviance")
     if (ndf <= 0).any():
         raise InputError(f"ndf: must be above 0, {ndf.min().item():g} came; a fit needs more bins than parameters")
-    p = scipy.special.gammaincc(_to_numpy(ndf) / 2, _to_numpy(deviance) / 2)
-    return torch.as_tensor(p, dtype=torch.float64, device=deviance.device)
+    p: Tensor = torch.special.gammaincc(ndf.detach() / 2, deviance.detach() / 2)
+    return p
 
 
 def _significance(n: Tensor, b: Tensor, variance: Tensor, *, excess: Tensor) -> Tensor:
@@ -299,6 +302,8 @@ def _entropy_ratio(x: Tensor) -> Tensor:
 
 
 def _from_tails(tail: np.ndarray, sign: np.ndarray, like: Tensor) -> Tensor:
+    import scipy.special
+
     z = -scipy.special.ndtri(np.clip(tail, SMALLEST_TAIL, 0.5))
     return torch.as_tensor(sign * z, dtype=torch.float64, device=like.device)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import specfit
@@ -66,3 +67,22 @@ def test_the_command_line_knows_its_help_without_torch():
     program = "import json, sys, specfit.cli\nprint(json.dumps(sorted(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not set(json.loads(answer.stdout)) & {"torch", "numpy", "scipy", "matplotlib", "hydra", "lightning"}
+
+
+def test_a_prediction_loads_nothing_beyond_torch_and_the_terminal(tmp_path):
+    """Every one of these costs a tenth of a second or more, in each call of the command."""
+    np.save(tmp_path / "hist.npy", 1e4 * np.exp(-np.arange(50) / 8))
+    program = (
+        "import json, sys, specfit.cli\n"
+        "try: specfit.cli.main()\n"
+        "finally: print('LOADED' + json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    command = [sys.executable, "-c", program, "predict", "hist.npy"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    loaded = set(json.loads(answer.stdout.partition("LOADED")[2]))
+    assert (tmp_path / "hist_background.npy").exists()
+    assert {"torch", "rich"} <= loaded
+    assert not loaded & {
+        "awkward", "boost_histogram", "dask", "distributed", "h5py", "hist", "hydra", "iminuit", "lightning",
+        "matplotlib", "mplhep", "omegaconf", "pandas", "pyarrow", "scipy", "tensorboard", "uproot",
+    }  # fmt: skip

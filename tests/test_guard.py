@@ -22,7 +22,9 @@ def verdict(*, background=TRUTH, counts=TRUTH, novelty=0.0, masked=(), left_out=
 
 
 def test_a_good_fit_passes_in_silence():
-    assert verdict(counts=torch.poisson(TRUTH, generator=torch.Generator().manual_seed(1))) == (True, [])
+    passed = verdict(counts=torch.poisson(TRUTH, generator=torch.Generator().manual_seed(1)))
+    assert passed.converged.all()
+    assert passed.reasons == []
 
 
 @pytest.mark.parametrize(
@@ -36,10 +38,10 @@ def test_a_good_fit_passes_in_silence():
     ],
 )
 def test_each_bad_fit_is_named_with_what_to_do(changes, reason):
-    converged, reasons = verdict(**changes)
-    assert not converged.any()
-    assert any(reason in text and text.startswith("1 of 1 fits") for text in reasons)
-    assert any(hint in reasons[0] for hint in ("mask", "train"))
+    failed = verdict(**changes)
+    assert not failed.converged.any()
+    assert any(reason in text and text.startswith("1 of 1 fits") for text in failed.reasons)
+    assert any(hint in failed.reasons[0] for hint in ("mask", "train"))
 
 
 def test_what_the_caller_left_out_is_not_held_against_the_fit():

@@ -42,7 +42,8 @@ def test_gives_what_a_fit_of_all_gives(fitter, source, tmp_path):
     calls = []
     result = streaming.fit_file(fitter, source, str(tmp_path / "out.npy"), progress=lambda *call: calls.append(call))
     fit = fitter.fit(np.load(source))
-    np.testing.assert_allclose(np.load(result.background), fit.background, rtol=1e-5)
+    # The net is float32, and its sums depend on how many spectra come at once; masked bins extrapolate that.
+    np.testing.assert_allclose(np.load(result.background), fit.background, rtol=1e-4)
     np.testing.assert_allclose(result.fits["deviance"], fit.deviance, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(result.fits["largest_excess"], fit.significance.max(-1).values, rtol=1e-4, atol=1e-4)
     assert (result.fits["masked_bins"] == fit.mask.sum(-1).numpy()).all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["app", "main"]
 
+import gc
 import logging
 import sys
 from typing import Annotated
@@ -50,6 +51,8 @@ def main() -> None:
         if end.code == STOPPED:
             _say("specfit: stopped; nothing is half-written, the same command starts again or continues")
         raise
+    finally:
+        gc.freeze()  # the process ends: half a second would go into collecting what torch holds
 
 
 @app.callback(invoke_without_command=True)

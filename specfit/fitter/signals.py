@@ -191,6 +191,9 @@ class _Search:
     def _candidates(self, spectra: _Spectra, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Takes the spectra whose scores pass; `(r,)`, the best signal of each width, `(r, n)`, path lengths `(r,)`."""
         z = self._scores(spectra, rows, self.signals)
+        # The path can only raise a p-value: most spectra end here.
+        possible = self._p_value(z.amax(1), z.new_zeros(len(z))) < self.false_alarm
+        rows, z = rows[possible], z[possible]
         number = torch.stack([path.start + z[:, path].argmax(-1) for path in self.paths], 1)
         model, log_rate = spectra.answer(rows)
         length = path_length(log_rate, model, self.signals, weight=(~spectra.mask[rows]).double())

@@ -84,15 +84,18 @@ class LearnedBasisNet(CalibratedNet):
         data, counts = counts.double(), counts.float()
         total = counts.sum(-1, keepdim=True).clamp(min=1.0)
         log_rates, models = [(total / data.shape[1]).log().double().expand_as(data)], []
-        seen = counts
+        seen, residual = counts, torch.zeros_like(counts)
         for part in self.parts:
-            mean, basis, weight, features = part(seen, (counts - seen) / seen.clamp(min=1.0).sqrt())
+            is_last = part is self.parts[-1]
+            mean, basis, weight, features = part(seen, residual)
             if mask is not None:
                 weight = weight.masked_fill(mask, 0.0)
             models.append(LocalModel(log_rates[-1] + mean, basis, weight, features))
-            settled = None if part is self.parts[-1] else SETTLED_TO_READ
+            settled = None if is_last else SETTLED_TO_READ
             log_rates.append(posterior_mode(*models[-1][:2], data, weight=weight, settled=settled))
-            seen = log_rates[-1].exp().float()
+            if not is_last:
+                seen = log_rates[-1].exp().float()
+                residual = torch.asinh((counts - seen) / seen.clamp(min=1.0).sqrt())
         return log_rates[1:], models[-1]
 
 
@@ -116,7 +119,7 @@ class _Stage(nn.Module):
         self.basis.bias.data.copy_(cosines.flatten())
 
     def forward(self, seen: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Maps `(m, n_bins)` twice to mean, basis, weight (float64) and features.
+        """Maps `(m, n_bins)` twice to mean, basis, weight (float64) and features; `residual` is the asinh of the pulls.
 
         Their shapes are `(m, n_bins)`, `(m, n_bins, n_basis)`, `(m, n_bins)` and `(m, hidden)`.
         The mean and the basis see only what is smooth; the noise of the residuals reaches the weights alone.
@@ -126,7 +129,7 @@ class _Stage(nn.Module):
             self.basis(features).unflatten(-1, (self.n_bins, self.n_basis))
             * self.log_scale(features).clamp(max=LARGEST_LOG_SCALE).exp()[:, None]
         )
-        weight = torch.sigmoid(self.belief(torch.cat([features, torch.asinh(residual)], -1)))
+        weight = torch.sigmoid(self.belief(torch.cat([features, residual], -1)))
         return self.mean(features).double(), basis.double(), weight.double(), features
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import scipy.special
 from torch import Tensor
 
 from specfit.arrays import ArrayLike, as_float64
@@ -138,6 +137,8 @@ def _error_bars(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
     if spectrum.is_weighted and spectrum.variances is not None:
         spread = np.sqrt(to_numpy(spectrum.variances))
         return counts - spread, counts + spread
+    import scipy.special  # results can be drawn, so that this module comes with every fit
+
     tail = float(scipy.special.ndtr(-1.0))
     # For n = 0 the lower end is 0, where the inverse is not defined.
     low = np.where(counts > 0, scipy.special.gammaincinv(np.where(counts > 0, counts, 1.0), tail), 0.0)

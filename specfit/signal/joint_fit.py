@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specfit.net.posterior import combined, solved
 from specfit.significance import poisson_deviance
 
 # A step moves no log rate by more than this, and takes no bin further than this share of the way to zero.
@@ -128,8 +129,8 @@ class _Problem(NamedTuple):
     def rates(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the expected events of the background and of everything, both `(m, n_bins)`."""
         k = self.basis.shape[-1]
-        background = (self.log_mean + (self.basis @ state[:, :k, None])[..., 0]).clamp(-30.0, 30.0).exp()
-        rate = background + (self.columns @ state[:, k:, None])[..., 0] + self.fixed
+        background = (self.log_mean + combined(state[:, :k], self.basis)).clamp(-30.0, 30.0).exp()
+        rate = background + combined(state[:, k:], self.columns) + self.fixed
         return background, rate.clamp(min=TINY)
 
 
@@ -150,18 +151,18 @@ def _step(problem: _Problem, state: Tensor) -> tuple[Tensor, Tensor]:
     k = problem.basis.shape[-1]
     background, rate = problem.rates(state)
     jacobian, information = _information(problem, background, rate)
-    score = (jacobian.mT @ (problem.weight * (problem.counts / rate - 1))[..., None])[..., 0]
+    score = combined(problem.weight * (problem.counts / rate - 1), jacobian.mT)
     score[:, :k] -= state[:, :k]
     lower = torch.linalg.cholesky_ex(information)[0]
-    step = torch.cholesky_solve(score[..., None], lower).nan_to_num(0.0, 0.0, 0.0)[..., 0]
+    step = solved(lower, score).nan_to_num(0.0, 0.0, 0.0)
     # Masked bins damp nothing either: a deficit may take them below zero.
     used = problem.weight > 0
-    log_move = (problem.basis @ step[:, :k, None])[..., 0] * used
-    move = (background * log_move + (problem.columns @ step[:, k:, None])[..., 0]) * used
+    log_move = combined(step[:, :k], problem.basis) * used
+    move = (background * log_move + combined(step[:, k:], problem.columns)) * used
     small = LARGEST_STEP / log_move.abs().amax(1).clamp(min=1e-9)
     to_the_wall = (TO_THE_WALL * rate / (-move).clamp(min=TINY)).amin(1)
     step = step * torch.minimum(small, to_the_wall).clamp(max=1.0)[:, None]
-    return step, (lower.mT @ step[..., None]).square().sum((1, 2))
+    return step, combined(step, lower.mT).square().sum(1)
 
 
 def _last_block(lower: Tensor, q: int) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from specfit.net import LocalModel
-from specfit.net.posterior import precision_cholesky
+from specfit.net.posterior import combined, precision_cholesky
 from specfit.signal.hypotheses import SignalHypotheses
 
 # A hypothesis of which less is left beside what is masked is not tried.
@@ -49,8 +49,8 @@ def score_test(
     """
     templates, rate = hypotheses.templates.to(counts), log_rate.exp()
     information, residual = weight / rate, counts - rate
-    coefficients = (model.basis.mT @ (model.weight * residual)[..., None])[..., 0]  # at the mode force and prior cancel
-    force = (model.basis.mT @ (weight * residual)[..., None])[..., 0] - coefficients  # (m, k)
+    # At the mode the net's own weights make force and prior cancel: the coefficients are B^T (model.weight * residual).
+    force = combined((weight - model.weight) * residual, model.basis.mT)  # (m, k)
     lower, imitated = _imitated(rate, model, templates, weight)
     pull = torch.linalg.solve_triangular(lower, force[..., None], upper=False)
     score = (information * residual) @ templates.T - (pull.mT @ imitated)[:, 0]  # (m, h)
