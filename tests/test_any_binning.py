@@ -6,7 +6,7 @@ import torch
 from specfit import Spectrum, SpectrumFitter
 from specfit.generator import WideGenerator
 from specfit.net import AnyBinningNet
-from specfit.net.any_binning import _bridged
+from specfit.net.smooth import _bridged
 from specfit.net.error_scale import ErrorScale, Novelty
 from specfit.training.calibrate import _bins, _width, calibrate
 

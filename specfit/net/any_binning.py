@@ -7,10 +7,10 @@ of the coefficients is the estimate that the next pass reads. As in `LearnedBasi
 form, and the mean and the basis see only what is smooth: a net that reads the counts themselves learns to copy them.
 
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
-widths as shares of the range. The first estimate is a polynomial, fitted without any learning, in a coordinate that
-is stretched where the spectrum bends; how smooth it is, the evidence of the spectrum decides. It carries the noise of
-some twenty parameters. So the net is shown how the estimate bends in units of what the data can tell, and corrects it
-in these units as well as in its own. Positions, residuals and rates are float64 until they become features; the
+widths as shares of the range. The first estimate is made without any learning (`specfit.net.smooth`) and carries the
+noise of some twenty parameters. So the net is shown how the estimate bends in units of what the data can tell, and
+corrects it in these units as well as in its own. Beside the learned basis of the last pass stands a generic one, where
+the evidence of the spectrum asks for it. Positions, residuals and rates are float64 until they become features; the
 features are float32.
 """
 
@@ -25,17 +25,12 @@ from torch import Tensor, nn
 
 from specfit.net.base import LocalModel
 from specfit.net.error_scale import CalibratedNet
-from specfit.net.posterior import LARGEST_LOG_SCALE, LOG_RATES, mode_and_evidence, posterior_mode, precision_cholesky
+from specfit.net.posterior import LARGEST_LOG_SCALE, posterior_mode
+from specfit.net.smooth import SMOOTH_DIRECTIONS, smooth_estimate, with_generic_basis
 from specfit.significance import poisson_deviance
 
-# Polynomials of the first estimate, waves of each position feature, half widths of the windows of residuals.
-SMOOTH_DIRECTIONS, WAVES, HALF_WIDTHS = 24, 8, (1, 3, 7)
-# How smooth a spectrum may be: pairs a, p for polynomials of amplitude a / (1 + k / 2)^p; and that of a straight line.
-SMOOTHNESS, OF_A_LINE = ((5.0, 1.5), (3.0, 2.5), (2.0, 4.0)), 10.0
-# The coordinates of the first estimate, one after the other: the curvature of the log density, over the number of bins
-# squared, from where on it is stretched, and which amplitudes are tried there. The first is the bin number.
-COORDINATES = ((math.inf, ((2.0, 2.5),)), (10.0, SMOOTHNESS[:1]), (30.0, SMOOTHNESS[::2]), (300.0, SMOOTHNESS))
-MOST_STRETCHED = 30.0
+# Waves of each position feature, half widths of the windows of residuals.
+WAVES, HALF_WIDTHS = 8, (1, 3, 7)
 # Shares of the number of bins over which the bends of an estimate are shown to the net.
 BENDS = (1 / 40, 1 / 20, 1 / 10)
 # Ranges that span more than this factor are taken for ranges from 0.
@@ -85,18 +80,19 @@ class AnyBinningNet(CalibratedNet):
         edges: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[LocalModel, Tensor]:
-        """Computes what the last pass holds for plausible and the log rate at its mode."""
+        """Computes what the last pass and, where it is needed, a generic basis hold for plausible, and its mode."""
         log_rates, model = self._run(counts, edges, mask)
-        return model, log_rates[-1]
+        log_widths = _edges_of(counts.double(), edges).diff(dim=1).log()
+        return with_generic_basis(model, log_rates[-1], counts.double(), log_widths, mask=_mask_of(counts, mask))
 
     def _run(self, counts: Tensor, edges: Tensor | None, mask: Tensor | None) -> tuple[list[Tensor], LocalModel]:
         """Returns the log rates of each pass, and the local model of the last."""
         data = counts.double()
         edges = _edges_of(data, edges)
-        mask = torch.zeros_like(data, dtype=torch.bool) if mask is None else mask
+        mask = _mask_of(data, mask)
         log_widths = (edges.diff(dim=1) / (edges[:, -1:] - edges[:, :1])).log()
         fixed, log_total = _position_features(edges, log_widths), _log_total(data, mask)
-        log_rates, models = [_smooth_estimate(data, log_widths, mask)], []
+        log_rates, models = [smooth_estimate(data, log_widths, mask)], []
         for i in range(self.passes):
             seen = _estimate_features(data, log_rates[-1], log_widths, log_total, mask)
             bends = _bend_features(log_rates[-1], log_widths)
@@ -121,6 +117,10 @@ def _edges_of(data: Tensor, edges: Tensor | None) -> Tensor:
     if edges is None:
         edges = torch.linspace(1, 2, data.shape[1] + 1)
     return edges.to(data).expand(len(data), -1)
+
+
+def _mask_of(data: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.zeros_like(data, dtype=torch.bool) if mask is None else mask
 
 
 def _log_total(data: Tensor, mask: Tensor) -> Tensor:
@@ -196,82 +196,3 @@ def _window_pulls(difference: Tensor, rate: Tensor, half: int) -> Tensor:
     kernel = difference.new_ones(1, 1, 2 * half + 1)
     excess, expected = (nn.functional.conv1d(t[:, None], kernel, padding=half)[:, 0] for t in (difference, rate))
     return excess / expected.clamp(min=1.0).sqrt()
-
-
-@torch.no_grad()
-def _smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
-    """Fits Chebyshev polynomials to the data, one coordinate after the other; log rates `(m, n_bins)`.
-
-    How fast their amplitudes fall with the order, that is how smooth a spectrum is, its own evidence decides. An
-    exponential fall is one of them exactly, and whatever is smooth converges fast; a turn-on does so in a coordinate
-    that is stretched there, made from the estimate before. Where bins are masked a straight line between their
-    neighbours keeps the polynomials from running away, with an error of one e-fold.
-    """
-    kernel = data.new_ones(1, 1, 5)
-    widths, used = log_widths.exp(), (~mask).to(data)
-    events, width = (nn.functional.conv1d((t * used)[:, None], kernel, padding=2)[:, 0] for t in (data, widths))
-    log_density = _bridged(((events + 0.5) / width.clamp(min=1e-12)).log(), mask)
-    # More events are more certain, but not so much that the tail is left to itself.
-    certain = torch.where(mask, 1.0, (events + 1).sqrt())
-    mean = (certain * log_density).sum(1, keepdim=True) / certain.sum(1, keepdim=True)
-    expected = (log_density + log_widths).exp()
-    believed, filled = torch.where(mask, 1 / (1 + expected), 1.0), torch.where(mask, expected, data)
-    estimate, best = log_density + log_widths, torch.full_like(data[:, 0], -torch.inf)
-    for curvature, smoothness in COORDINATES:
-        before = estimate - log_widths - mean
-        shapes = _chebyshev(_stretched(before, curvature))
-        basis = torch.stack([shapes * _amplitudes(shapes.shape[2], *one).to(shapes) for one in smoothness], 1)
-        m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
-        repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
-        mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
-        found, which = evidence.nan_to_num(-torch.inf).view(m, n).max(1)
-        mode = mode.view(m, n, -1)[torch.arange(m, device=data.device), which]
-        estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
-    return estimate.clamp(*LOG_RATES)
-
-
-def _smooth_fit(
-    basis: Tensor, guess: Tensor, certain: Tensor, log_mean: Tensor, counts: Tensor, believed: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fits a basis to counts from a guess of what it adds to the mean; the mode and its evidence."""
-    # Least squares on the logs are near enough to start from.
-    right = basis.mT @ (certain * guess)[..., None]
-    start = torch.cholesky_solve(right, precision_cholesky(basis, certain))[..., 0]
-    return mode_and_evidence(log_mean, basis, counts, weight=believed, start=start)
-
-
-def _amplitudes(n: int, amplitude: float, power: float) -> Tensor:
-    k = torch.arange(n, dtype=torch.float64)
-    return torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))
-
-
-def _stretched(log_density: Tensor, curvature: float) -> Tensor:
-    """Computes a coordinate from 0 to 1, the bin number stretched where a log density bends, shape `(m, n_bins)`."""
-    n_bins = log_density.shape[1]
-    bend = nn.functional.pad(log_density[:, None].diff(n=2), (1, 1), mode="replicate").abs() * n_bins**2
-    length = (1 + bend / curvature).sqrt()
-    smooth = log_density.new_tensor([[[0.25, 0.5, 0.25]]])
-    for _ in range(3):
-        length = nn.functional.conv1d(nn.functional.pad(length, (1, 1), mode="replicate"), smooth)
-    length = length[:, 0].clamp(max=MOST_STRETCHED)
-    end = length.cumsum(1)
-    return (end - length / 2) / end[:, -1:]
-
-
-def _chebyshev(position: Tensor) -> Tensor:
-    """Evaluates the first Chebyshev polynomials at positions from 0 to 1, shape `(m, n_bins, k)`."""
-    n_bins = position.shape[1]
-    k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=position.device).to(position)
-    return torch.cos(k * torch.arccos(1 - 2 * position)[..., None])
-
-
-def _bridged(values: Tensor, mask: Tensor) -> Tensor:
-    """Replaces masked values by a straight line between the next ones that are not, `(m, n_bins)`."""
-    n_bins = values.shape[1]
-    index = torch.arange(n_bins, device=values.device).expand_as(values)
-    before = torch.where(mask, -1, index).cummax(1).values
-    after = torch.where(mask, n_bins, index).flip(1).cummin(1).values.flip(1)
-    low = torch.where(before < 0, after, before).clamp(0, n_bins - 1)
-    high = torch.where(after >= n_bins, before, after).clamp(0, n_bins - 1)
-    share = (index - low).to(values) / (high - low).clamp(min=1)
-    return torch.lerp(values.gather(1, low), values.gather(1, high), share)
