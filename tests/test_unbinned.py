@@ -9,8 +9,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from specfit.errors import InputError
 from specfit.stats import StatisticalModel, Workspace, fit, fit_many, scan, toys
+from specfit.stats.event_chunks import CHUNK, EventTable, Variation
 from specfit.stats.interpolation import code4
-from specfit.stats.unbinned import CHUNK, EventTable, EventTerm, Variation
+from specfit.stats.unbinned import EventTerm
 
 
 def model_of(folder, **options):
