@@ -48,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--events", type=common.positive, default=2_772_426, help="(default: %(default)s)")
     parser.add_argument("--points", type=common.positive, default=31, help="of the scan (default: %(default)s)")
     options = parser.parse_args(arguments)
-    with changing_bar() as progress, tempfile.TemporaryDirectory() as folder:
+    with changing_bar() as progress:
         rows = _toys(options.toys, options.peer_toys, options.seed, progress)
-        event_rows = _events(Path(folder), options.events, options.points, progress)
     common.print_table("Fits of toys: 2 channels, 100 bins, 11 parameters", rows)
+    with changing_bar() as progress, tempfile.TemporaryDirectory() as folder:
+        event_rows = _events(Path(folder), options.events, options.points, progress)
     common.print_table(f"Unbinned: {options.events} events, 3 samples, 2 systematics", event_rows)
     common.write_json(options.json, options, {"toys": rows, "unbinned": event_rows})
     return rows + event_rows

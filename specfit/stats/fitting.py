@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from specfit.errors import InputError
+from specfit.parallel import on_all_cores
 from specfit.stats.covariance import Inverse, invert_hessian
 from specfit.stats.fit_result import FitResult
 from specfit.stats.likelihood import Likelihood
@@ -33,7 +34,7 @@ METHODS = ("auto", "newton", "newton-cg", "minuit")
 LARGEST_DENSE = 400
 # So many numbers a matrix of second derivatives of all fits at a time may hold.
 NUMBERS_AT_A_TIME = 4_000_000
-FITS_AT_A_TIME = 512
+FITS_AT_A_TIME = 256  # more take their memory from the system anew in every step
 TOLERANCE_OF_TOYS = 1e-8
 
 
@@ -121,7 +122,13 @@ def fit_rows(likelihood: Likelihood, start: Tensor, free: Tensor, *, tolerance: 
     else:
         batch = max(1, min(FITS_AT_A_TIME, NUMBERS_AT_A_TIME // likelihood.n_parameters**2))
         pieces = [slice(i, i + batch) for i in range(0, m, batch)]
-        parts = [_newton_of(likelihood, piece, start[piece], free[piece], tolerance) for piece in pieces]
+
+        def of(piece: slice) -> Minimum:
+            return _newton_of(likelihood, piece, start[piece], free[piece], tolerance)
+
+        # Many small operations go to one thread; a few points of one data set may have events for all threads.
+        alone = likelihood.data.ndim == 1 and len(pieces) == 1
+        parts = [of(pieces[0])] if alone else on_all_cores(of, pieces)
     joined = [torch.cat(column) for column in zip(*parts, strict=True)]
     return ManyFits(joined[0], joined[1], joined[2], joined[3])
 
@@ -135,7 +142,8 @@ def _newton_of(likelihood: Likelihood, piece: slice, start: Tensor, free: Tensor
     part = likelihood if likelihood.data.ndim == 1 else likelihood.with_data(likelihood.data[piece])
     # Toys scatter: what a last step beyond this would add is a hundred-thousandth of a standard deviation.
     default = TOLERANCE if part.data.ndim == 1 else TOLERANCE_OF_TOYS
-    return newton(part, start, free=free, tolerance=default if tolerance is None else tolerance)
+    with torch.enable_grad():  # a likelihood may differentiate itself
+        return newton(part, start, free=free, tolerance=default if tolerance is None else tolerance)
 
 
 def _newton_cg_of(likelihood: Likelihood, i: int, start: Tensor, free: Tensor) -> Minimum:

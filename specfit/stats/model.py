@@ -290,7 +290,7 @@ class _WorkspaceDerivatives(Derivatives):
             return gradient.reshape(values.shape), gradient.reshape(values.shape)
         matrix = torch.diag_embed(curvature)
         for term in terms:
-            matrix += term.jacobian.mT @ term.weighted
+            matrix += term.jacobian.mT @ term.curved()
         if exact:
             in_outputs = torch.cat([term.slope[:, : term.n_outputs] for term in terms], 1).T
             matrix += expectation.weighted_hessian(at, in_outputs).permute(2, 0, 1)
@@ -299,7 +299,7 @@ class _WorkspaceDerivatives(Derivatives):
     def _of_constraints(self, at: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
         """First and second derivatives of the constraints, both `(m, p)`."""
         model, constraints = self._model, self._model.compiled.constraints
-        gradient, diagonal = torch.zeros_like(at.T), torch.zeros_like(at.T)
+        gradient, diagonal = (at.new_zeros(at.shape[1], at.shape[0]) for _ in range(2))
         pulls = (at[constraints.normal] - model.normal_measurements) / constraints.sigmas[:, None] ** 2
         means = constraints.taus[:, None] * at[constraints.poisson]
         slope, weight = _poisson_slopes(model.count_measurements, means, exact=exact)
@@ -313,7 +313,7 @@ class _WorkspaceDerivatives(Derivatives):
         n = self._model.compiled.n_bins
         slope, weight = _poisson_slopes(self._model.counts, outputs[:n], exact=exact)
         by_toy = jacobian[:n].permute(2, 0, 1).contiguous()  # (m, b, p)
-        return _Term(by_toy, slope.T, by_toy * weight.T[..., None], n)
+        return _Term(by_toy, slope.T, weight.T, n)
 
     def _of_events(self, at: Tensor, jacobian: Tensor, *, exact: bool) -> Iterator[_Term]:
         outputs = self._model.compiled.expectation.outputs(at)  # the very numbers that `nll` knows the events at
@@ -322,10 +322,10 @@ class _WorkspaceDerivatives(Derivatives):
             in_yields = jacobian[channel.outputs].permute(2, 0, 1)  # (m, n_samples, p)
             moved = torch.eye(len(at), dtype=torch.float64)[list(channel.variations)]
             by_toy = torch.cat([in_yields, moved.expand(len(in_yields), -1, -1)], 1)  # (m, k, p)
-            weighted = term.hessian(phi) @ by_toy if exact else by_toy
+            second = term.hessian(phi) if exact else by_toy[:, :0]  # nobody asks for these then
             slope = term.gradient(phi).clone()
             slope[:, : in_yields.shape[1]] += 1  # the total is the sum of the yields
-            yield _Term(by_toy, slope, weighted, in_yields.shape[1])
+            yield _Term(by_toy, slope, second, in_yields.shape[1])
 
 
 class _Term(NamedTuple):
@@ -335,10 +335,14 @@ class _Term(NamedTuple):
     """Of these numbers, shape `(m, n, p)`."""
     slope: Tensor
     """Of the part in them, shape `(m, n)`."""
-    weighted: Tensor
-    """Second derivatives of the part in them, times the jacobian, shape `(m, n, p)`."""
+    second: Tensor
+    """Second derivatives of the part in them, shape `(m, n, n)`, or `(m, n)` where each number has its own term."""
     n_outputs: int
     """How many of them, from the first, are outputs of the expectation."""
+
+    def curved(self) -> Tensor:
+        """Second derivatives times the jacobian, shape `(m, n, p)`."""
+        return self.second @ self.jacobian if self.second.ndim == 3 else self.jacobian * self.second[..., None]
 
 
 def _poisson_slopes(observed: Tensor, expected: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:

@@ -80,20 +80,23 @@ class EventTerm:
     def _sums(self, phi: Tensor) -> Tensor:
         """Value, gradient and, once somebody asked for it, Hessian; shape `(m, 1 + k)` or `(m, 1 + k + k^2)`."""
         at, (m, k) = phi.detach().contiguous(), phi.shape
-        size = 1 + k + (k * k if self._curved else 0)
+        curved = self._curved
+        size = 1 + k + (k * k if curved else 0)
         keys = [(i % len(self._parts), row.tobytes()) for i, row in enumerate(at.numpy())]
-        known = {key: self._known[key] for key in keys if key in self._known and len(self._known[key]) == size}
+        last = self._known
+        known = {key: last[key] for key in keys if key in last and len(last[key]) == size}
         missing = {key: i for i, key in enumerate(keys) if key not in known}
         found, work = at.new_zeros(len(missing), size), []
         points, parts = at[list(missing.values())], [part for part, _ in missing]
         for number, rows in places(parts).items():
             part = self._parts[number]
-            of_part = Points(points[rows], len(part.table.ratios), order=2 if self._curved else 1)
+            of_part = Points(points[rows], len(part.table.ratios), order=2 if curved else 1)
             work += [(rows, part.table, part.weights, of_part, piece) for piece in pieces(len(part.weights))]
         for (rows, *_), sums in zip(work, on_all_cores(lambda task: sum_over(*task[1:]), work), strict=True):
             found[rows] += sums
-        self._known = known | dict(zip(missing, found, strict=True))
-        return torch.stack([self._known[key] for key in keys]).reshape(m, size)
+        known |= dict(zip(missing, found, strict=True))
+        self._known = known
+        return torch.stack([known[key] for key in keys]).reshape(m, size)
 
 
 def _apply(function: Any, *arguments: Any) -> Tensor:
