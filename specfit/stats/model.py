@@ -101,9 +101,8 @@ class StatisticalModel(Likelihood):
 
         Half of what pyhf calls `twice_nll`. Events keep the constants of `nll`.
         """
-        gaussian = self.compiled.constraints.sigmas.log().sum() + 0.5 * math.log(2 * math.pi) * len(
-            self.compiled.constraints.sigmas
-        )
+        sigmas = self.compiled.constraints.sigmas
+        gaussian = sigmas.log().sum() + 0.5 * math.log(2 * math.pi) * len(sigmas)
         counts = poisson_normalisation(self.counts).sum(0) + poisson_normalisation(self.count_measurements).sum(0)
         return self.nll(values) + (counts + gaussian).reshape(self.data.shape[:-1])
 
@@ -163,8 +162,7 @@ class StatisticalModel(Likelihood):
 
     def _observed(self) -> Tensor:
         compiled = self.compiled
-        weights = [channel.weights for channel in compiled.events]
-        counts = compiled.observed
+        counts, weights = compiled.observed, [channel.weights for channel in compiled.events]
         if counts is None:  # no observation: what the model expects
             counts = compiled.expectation.outputs(compiled.initial[:, None])[: compiled.n_bins, 0]
         return torch.cat([counts, *weights, compiled.constraints.observed])
@@ -288,9 +286,7 @@ class _WorkspaceDerivatives(Derivatives):
             gradient += (term.slope[:, None] @ term.jacobian)[:, 0]
         if second == "none":
             return gradient.reshape(values.shape), gradient.reshape(values.shape)
-        matrix = torch.diag_embed(curvature)
-        for term in terms:
-            matrix += term.jacobian.mT @ term.curved()
+        matrix = torch.diag_embed(curvature) + sum(term.jacobian.mT @ term.curved() for term in terms)
         if exact:
             in_outputs = torch.cat([term.slope[:, : term.n_outputs] for term in terms], 1).T
             matrix += expectation.weighted_hessian(at, in_outputs).permute(2, 0, 1)
