@@ -2,9 +2,11 @@
 
 Toys: a workspace of two channels, 50 bins each and ten nuisances; the same toys (auxiliary measurements included) are
 fitted by specfit, all together, and by pyhf one after the other with each of its backends and minimisers that are
-installed. Events: three samples with two systematics each, simulated densities, value and gradient of the likelihood.
+installed. Events: three samples with two systematics each, simulated densities: value and gradient of the likelihood,
+the fit with its exact covariance, the scan of mu. Every time is on the clock and as processor time of all threads,
+which says more on a machine that has other work. OMP_NUM_THREADS sets the threads.
 
-    python scripts/bench_stats.py --toys 1000 --events 2772426 --json stats.json
+    python scripts/bench_stats.py --toys 2048 --events 2772426 --json stats.json
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import importlib.util
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +31,41 @@ import common
 import events
 import workspaces
 
-from specfit.stats import StatisticalModel, Workspace, fit, fit_many, toys
+from specfit.progress import changing_bar
+from specfit.stats import StatisticalModel, Workspace, fit, fit_many, scan, toys
 
+Progress = Callable[[str, int, int], None]
 PEER_SETTINGS = {"normsys": {"interpcode": "code4"}, "histosys": {"interpcode": "code4p"}}
+REPEAT = 3  # the shortest counts, for specfit and for its peers
 PEERS = (("numpy", "minuit"), ("jax", "minuit"), ("jax", "scipy"), ("pytorch", "scipy"))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measures, prints and returns the rows of the toys, then those of the events."""
     parser = common.argument_parser(__doc__)
-    parser.add_argument("--toys", type=common.positive, default=1000, help="toys of specfit (default: %(default)s)")
+    parser.add_argument("--toys", type=common.positive, default=2048, help="toys of specfit (default: %(default)s)")
     parser.add_argument("--peer-toys", type=common.positive, default=20, help="of each peer (default: %(default)s)")
     parser.add_argument("--events", type=common.positive, default=2_772_426, help="(default: %(default)s)")
+    parser.add_argument("--points", type=common.positive, default=31, help="of the scan (default: %(default)s)")
     options = parser.parse_args(arguments)
-    rows = _toys(options.toys, options.peer_toys, options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        event_rows = _events(Path(folder), options.events)
+    with changing_bar() as progress:
+        rows = _toys(options.toys, options.peer_toys, options.seed, progress)
     common.print_table("Fits of toys: 2 channels, 100 bins, 11 parameters", rows)
+    with changing_bar() as progress, tempfile.TemporaryDirectory() as folder:
+        event_rows = _events(Path(folder), options.events, options.points, progress)
     common.print_table(f"Unbinned: {options.events} events, 3 samples, 2 systematics", event_rows)
     common.write_json(options.json, options, {"toys": rows, "unbinned": event_rows})
     return rows + event_rows
 
 
-def _toys(size: int, peer_size: int, seed: int) -> list[dict[str, Any]]:
+def _toys(size: int, peer_size: int, seed: int, progress: Progress) -> list[dict[str, Any]]:
     document = workspaces.two_channels()
     model = StatisticalModel(document)
     many = toys(model, size, rng=common.rng_of(seed))
     fit_many(many.with_data(many.data[:8]))
-    found, ours = _timed(lambda: fit_many(many))
-    rows = [_row("specfit", size, ours, ours / size, 0.0)]
+    progress("toys: specfit", 0, 1)
+    found, ours = _timed(lambda: fit_many(many), repeat=REPEAT)
+    rows = [_row("specfit, all together", size, ours, ours, 0.0)]
     peer = pyhf.Workspace(document).model(modifier_settings=PEER_SETTINGS)
     order = [model.parameter_names.index(name) for name in peer.config.par_names]
     for backend, minimiser in PEERS:
@@ -67,22 +75,34 @@ def _toys(size: int, peer_size: int, seed: int) -> list[dict[str, Any]]:
         pyhf.set_backend(backend, minimiser, precision="64b")
         data = [pyhf.tensorlib.astensor(_as_peer(model, peer, toy)) for toy in many.data[:peer_size]]
         pyhf.infer.mle.fit(data[0], peer)  # compiles
-        fits, seconds = _timed(lambda data=data: [pyhf.infer.mle.fit(one, peer) for one in data])
-        away = [(np.asarray(pyhf.tensorlib.tolist(one)) - found.values[i][order].numpy()) for i, one in enumerate(fits)]
         who = f"pyhf {pyhf.__version__} {backend} {minimiser}"
-        rows.append(_row(who, len(data), seconds, ours / size, float(np.abs(away).max())))
+        fits, theirs = _timed(lambda data=data, who=who: _fits_of_peer(data, peer, who, progress), repeat=REPEAT)
+        away = [(np.asarray(pyhf.tensorlib.tolist(one)) - found.values[i][order].numpy()) for i, one in enumerate(fits)]
+        scale = [seconds * len(data) / size for seconds in ours]
+        rows.append(_row(who, len(data), theirs, scale, float(np.abs(away).max())))
     pyhf.set_backend("numpy")
     torch.set_default_dtype(torch.float32)  # pyhf's torch backend leaves float64 behind
     return rows
 
 
-def _row(who: str, fits: int, seconds: float, ours: float, away: float) -> dict[str, Any]:
-    """One line; `ours` is the time of a fit of specfit, `away` the largest difference of a value from specfit's."""
+def _fits_of_peer(data: Sequence[Any], peer: Any, who: str, progress: Progress) -> list[Any]:
+    fits = []
+    for i, one in enumerate(data):
+        progress(f"toys: {who}", i, len(data))
+        fits.append(pyhf.infer.mle.fit(one, peer))
+    return fits
+
+
+def _row(who: str, fits: int, theirs: Sequence[float], ours: Sequence[float], away: float) -> dict[str, Any]:
+    """One line; `theirs` and `ours` are times for so many fits, `away` is the largest difference from our values."""
+    (wall, processor), (our_wall, our_processor) = theirs, ours
     return {
         "who": who,
         "fits": fits,
-        "fits / s": fits / seconds,
-        "specfit is faster by": seconds / fits / ours,
+        "fits / s": fits / wall,
+        "fits / processor s": fits / processor,
+        "specfit is faster by": wall / our_wall,
+        "by processor time": processor / our_processor,
         "largest difference": away,
     }
 
@@ -95,30 +115,41 @@ def _as_peer(model: StatisticalModel, peer: Any, toy: torch.Tensor) -> list[floa
     return counts + [auxiliary[name] for name in peer.config.auxdata_order]
 
 
-def _events(folder: Path, size: int) -> list[dict[str, Any]]:
+def _events(folder: Path, size: int, points: int, progress: Progress) -> list[dict[str, Any]]:
+    progress("events: simulating", 0, 4)
     document = events.write_workspace(folder, per_sample=-(-size // 3))
-    model = StatisticalModel(Workspace(document, folder=folder))
+    model, opening = _timed(lambda: StatisticalModel(Workspace(document, folder=folder)))
     model.nll(model.initial_values)
-    seconds, cpu = [], []
-    for i in range(5):  # at other values each time, so that nothing is remembered
-        x = (model.initial_values + 0.01 * (i + 1)).requires_grad_()
+    progress("events: value and gradient", 1, 4)
+    passes = [_timed(lambda i=i: _value_and_gradient(model, 0.01 * (i + 1)))[1] for i in range(10)]
+    progress("events: fit", 2, 4)
+    best, fitting = _timed(lambda: fit(model, start=model.initial_values + 0.1))
+    progress("events: scan", 3, 4)
+    curve, scanning = _timed(lambda: scan(model, size=points, best=best))
+    if not (best.converged and curve.converged):
+        raise RuntimeError(best.message)
+    what = {
+        "files opened and checked": opening,
+        "nll and gradient": [min(times) for times in zip(*passes, strict=True)],
+        f"fit, {best.n_steps} steps, and exact covariance": fitting,
+        f"scan of mu, {points} points, with and without systematics": scanning,
+    }
+    return [{"what": name, "wall s": wall, "processor s": processor} for name, (wall, processor) in what.items()]
+
+
+def _value_and_gradient(model: StatisticalModel, shift: float) -> None:
+    """At other values each time, so that nothing is remembered."""
+    model.nll((model.initial_values + shift).requires_grad_()).backward()
+
+
+def _timed(work: Callable[[], Any], *, repeat: int = 1) -> tuple[Any, list[float]]:
+    """Returns the answer, and the least times that it took: on the clock, and of the processor."""
+    times = []
+    for _ in range(repeat):
         wall, processor = time.perf_counter(), time.process_time()
-        model.nll(x).backward()
-        seconds.append(time.perf_counter() - wall)
-        cpu.append(time.process_time() - processor)
-    processor = time.process_time()
-    best, fitting = _timed(lambda: fit(model))
-    fitting_cpu = time.process_time() - processor
-    return [
-        {"what": "nll and gradient", "wall s": min(seconds), "processor s": min(cpu)},
-        {"what": f"fit, {best.n_steps} steps and exact covariance", "wall s": fitting, "processor s": fitting_cpu},
-    ]
-
-
-def _timed(work: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    answer = work()
-    return answer, time.perf_counter() - start
+        answer = work()
+        times.append((time.perf_counter() - wall, time.process_time() - processor))
+    return answer, [min(one) for one in zip(*times, strict=True)]
 
 
 if __name__ == "__main__":

@@ -355,6 +355,21 @@ def test_bench_pseudo_experiments_times_every_way(script, json_of):
     assert all(row["ratio"] == pytest.approx(row["ms_per_chunk"] / rows[0]["ms_per_chunk"]) for row in rows)
 
 
+# pyhf checks its workspaces with what jsonschema calls deprecated.
+@pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Creating a tensor from a list of numpy.ndarrays:UserWarning")
+def test_bench_stats_fits_the_toys_of_pyhf_and_many_events(script, json_of):
+    rows = script("bench_stats").main(
+        ["--toys", "16", "--peer-toys", "1", "--events", "900", "--points", "3", *json_of.option]
+    )
+    written = json_of()["results"]
+    assert written["toys"] + written["unbinned"] == rows
+    assert [row["who"].split()[0] for row in written["toys"]] == ["specfit,", *["pyhf"] * (len(written["toys"]) - 1)]
+    assert all(row["largest difference"] < 1e-2 for row in written["toys"])  # pyhf's minimisers stop earlier
+    assert len(written["unbinned"]) == 4
+    assert all(row["processor s"] > 0 for row in written["unbinned"])
+
+
 def test_bench_search_puts_pybumphunter_beside_specfit(script, json_of, monkeypatch):
     pytest.importorskip("pyBumpHunter")
     bench = script("bench_search")

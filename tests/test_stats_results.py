@@ -1,6 +1,9 @@
 """The bridge from a fitted background, pictures of results, yields, and the command line."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +29,8 @@ from specfit.stats import (
     scan,
     toys,
 )
+from specfit.stats.cells import write_histograms
+from specfit.stats.cells.grammar import join_words
 
 
 def background_fit(n_bins=8, *, batch=False):
@@ -187,3 +192,22 @@ def test_the_command_line_names_a_fault(file):
     answer = CliRunner().invoke(app, ["fit", str(file), "--measurement", "other"])
     assert isinstance(answer.exception, InputError)
     assert "measurement 'other' does not exist" in str(answer.exception)
+
+
+def test_what_the_readme_shows_runs_as_written(tmp_path, monkeypatch):
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = readme[readme.index("\n## Statistics") : readme.index("\n## Categories")]
+    blocks = {kind: re.findall(rf"```{kind}\n(.*?)```", shown, re.DOTALL) for kind in ("python", "yaml", "sh")}
+    monkeypatch.chdir(tmp_path)
+    Path("workspace.json").write_text(json.dumps(workspaces.two_channels()))
+    Path("z.yaml").write_text(blocks["yaml"][0])
+    inference: dict = {}
+    cells: dict = {}
+    exec(blocks["python"][0].replace("1000", "20"), inference)
+    assert inference["many"].converged.all()
+    exec(blocks["python"][1], cells)
+    write_histograms("histograms.json", {name: cells[name] for name in ("signal", "background", "data")})
+    called = CliRunner().invoke(app, join_words(shlex.split(blocks["sh"][0].replace("\\\n", " "))[1:]))
+    assert called.exit_code == 0, called.output
+    written = json.loads(Path("fit.json").read_text())
+    assert tuple(written["parameters"]) == cells["result"].parameter_names

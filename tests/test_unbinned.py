@@ -8,9 +8,10 @@ from numpy.testing import assert_allclose
 from torch.autograd import gradcheck, gradgradcheck
 
 from specfit.errors import InputError
-from specfit.stats import StatisticalModel, Workspace, fit, fit_many, scan, toys
+from specfit.stats import StatisticalModel, Workspace, fit, fit_many, scan, toys, unbinned
+from specfit.stats.event_chunks import CHUNK, EventTable, Variation
 from specfit.stats.interpolation import code4
-from specfit.stats.unbinned import CHUNK, EventTable, EventTerm, Variation
+from specfit.stats.unbinned import EventTerm
 
 
 def model_of(folder, **options):
@@ -63,6 +64,44 @@ def test_chunks_and_weights_of_zero_change_nothing():
     assert_allclose(EventTerm(table, weights)(phi[None])[0], written_out(phi, table, weights), rtol=1e-12)
     few = weights * (torch.arange(len(weights)) % 5 == 0)
     assert_allclose(EventTerm(table, few)(phi[None])[0], written_out(phi, table, few), rtol=1e-12)
+
+
+def test_many_points_in_one_pass_are_the_single_ones_on_any_number_of_threads():
+    table, weights = small_table(2 * CHUNK + 5)
+    phi = torch.tensor([50.0, 20.0, 80.0, 0.4, -0.3], dtype=torch.float64).repeat(5, 1)
+    phi[1, 0], phi[2, 3], phi[3, 4] = 70.0, 1.8, -1.3  # a yield alone, and variations inside and outside
+    phi[4] = phi[2]
+    single = [EventTerm(table, weights) for _ in phi]
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            term = EventTerm(table, weights)
+            found.append((term(phi), term.gradient(phi), term.hessian(phi), term(phi)))
+    finally:
+        torch.set_num_threads(before)
+    value, gradient, hessian, again = found[0]
+    assert_allclose(again, value, rtol=1e-13)  # from the pass that gave the Hessian
+    for i, (term, row) in enumerate(zip(single, phi[:, None], strict=True)):
+        assert_allclose(value[i], written_out(row[0], table, weights), rtol=1e-12)
+        assert_allclose(gradient[i], term.gradient(row)[0], rtol=1e-12)
+        assert_allclose(hessian[i], term.hessian(row)[0], rtol=1e-11, atol=1e-12 * hessian[i].abs().max())
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_a_minimiser_passes_over_the_events_once_a_step(tmp_path, monkeypatch):
+    passes = []
+    computed = unbinned.sum_over
+
+    def counted(table, weights, points, piece):
+        passes.append(len(points.yields))
+        return computed(table, weights, points, piece)
+
+    monkeypatch.setattr(unbinned, "sum_over", counted)
+    model = model_of(tmp_path, per_sample=1000)
+    best = fit(model, start=model.initial_values + 0.1)
+    assert best.converged
+    assert len(passes) <= best.n_steps + 3  # the start twice, each step, its end
 
 
 def test_several_unbinned_channels_beside_binned_ones(tmp_path):

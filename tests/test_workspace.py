@@ -17,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from specfit.errors import InputError
 from specfit.significance import poisson_deviance
 from specfit.stats import StatisticalModel, Workspace, cls, discovery, fit, upper_limit
-from specfit.stats.interpolation import code0, code1, code4, code4_weights, code4p
+from specfit.stats.interpolation import code0, code1, code4, code4_slopes, code4_weights, code4p
 from specfit.stats.poisson import poisson_nll, poisson_normalisation
 
 # What pyhf and its validator warn of is theirs.
@@ -98,6 +98,15 @@ def test_interpolations_are_those_of_pyhf():
     mean, gap = (ratios[2] - ratios[0]) / 2, (ratios[2] + ratios[0]) / 2 - ratios[1]
     for ours, theirs in ((code4p, pyhf.interpolators.code4p), (code0, pyhf.interpolators.code0)):
         assert_allclose(at * mean + ours(at) * gap, theirs(sets)(alpha[None])[0, 0], rtol=1e-13, atol=1e-12)
+
+
+def test_slopes_of_the_weights_of_code4_are_those_of_autograd():
+    alpha = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    rows = [torch.stack(code4_weights(leaf := alpha.clone().requires_grad_()), -1)]
+    for _ in range(2):
+        columns = [torch.autograd.grad(c.sum(), leaf, create_graph=True)[0] for c in rows[-1].unbind(-1)]
+        rows.append(torch.stack(columns, -1))
+    assert_allclose(code4_slopes(alpha, 2), torch.stack(rows, -2).detach(), rtol=1e-12, atol=1e-13)
 
 
 def test_the_weights_of_code4_are_its_polynomial():

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from specfit.errors import InputError
+from specfit.stats.event_chunks import EventTable
 from specfit.stats.event_files import load_events
 from specfit.stats.expectation import Expectation
 from specfit.stats.interpolation import DIFFERENCES, FACTORS
 from specfit.stats.parameters import ParameterGroup, collect_parameters, flat, modifiers_of
 from specfit.stats.schema import Channel, Config
-from specfit.stats.unbinned import EventTable
 from specfit.stats.units import Rows
 from specfit.stats.workspace import Workspace
 

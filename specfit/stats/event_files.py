@@ -15,8 +15,8 @@ from torch import Tensor
 
 from specfit.errors import InputError
 from specfit.io.files import check_readable
+from specfit.stats.event_chunks import EventTable, Variation
 from specfit.stats.schema import Channel, Observation
-from specfit.stats.unbinned import EventTable, Variation
 
 Array = npt.NDArray[Any]
 PIECE = 1_000_000  # events checked at a time

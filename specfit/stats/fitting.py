@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from specfit.errors import InputError
+from specfit.parallel import on_all_cores
 from specfit.stats.covariance import Inverse, invert_hessian
 from specfit.stats.fit_result import FitResult
 from specfit.stats.likelihood import Likelihood
@@ -33,7 +34,7 @@ METHODS = ("auto", "newton", "newton-cg", "minuit")
 LARGEST_DENSE = 400
 # So many numbers a matrix of second derivatives of all fits at a time may hold.
 NUMBERS_AT_A_TIME = 4_000_000
-FITS_AT_A_TIME = 512
+FITS_AT_A_TIME = 256  # more take their memory from the system anew in every step
 TOLERANCE_OF_TOYS = 1e-8
 
 
@@ -87,6 +88,7 @@ def fit_many(
     fixed: Mapping[str, Tensor | float] | None = None,
     start: Tensor | None = None,
     size: int | None = None,
+    tolerance: float | None = None,
 ) -> ManyFits:
     """Fits many sets of data, or one at many values of fixed parameters, all advancing together.
 
@@ -95,6 +97,8 @@ def fit_many(
         fixed: Values of parameters that do not move: one for all fits or, of shape `(m,)`, one each.
         start: Shape `(p,)` or `(m, p)`; None takes the initial values.
         size: Number of fits m, where neither the data nor `fixed` nor `start` say it.
+        tolerance: Estimated distance to the minimum, in units of `nll`, at which one last step is taken; None takes
+            1e-11, or 1e-8 for toys, which scatter by 1/2.
 
     Raises:
         InputError: A parameter that does not exist, or numbers of fits that do not agree.
@@ -107,10 +111,10 @@ def fit_many(
     for name, value in values.items():
         x[:, likelihood.index(name)] = value
         free[likelihood.index(name)] = False
-    return fit_rows(likelihood, x, free.expand_as(x))
+    return fit_rows(likelihood, x, free.expand_as(x), tolerance=tolerance)
 
 
-def fit_rows(likelihood: Likelihood, start: Tensor, free: Tensor) -> ManyFits:
+def fit_rows(likelihood: Likelihood, start: Tensor, free: Tensor, *, tolerance: float | None = None) -> ManyFits:
     """Fits each row of `start` with its own set of free parameters, both of shape `(m, p)`."""
     m = len(start)
     if likelihood.n_parameters > LARGEST_DENSE:
@@ -118,7 +122,13 @@ def fit_rows(likelihood: Likelihood, start: Tensor, free: Tensor) -> ManyFits:
     else:
         batch = max(1, min(FITS_AT_A_TIME, NUMBERS_AT_A_TIME // likelihood.n_parameters**2))
         pieces = [slice(i, i + batch) for i in range(0, m, batch)]
-        parts = [_newton_of(likelihood, piece, start[piece], free[piece]) for piece in pieces]
+
+        def of(piece: slice) -> Minimum:
+            return _newton_of(likelihood, piece, start[piece], free[piece], tolerance)
+
+        # Many small operations go to one thread; a few points of one data set may have events for all threads.
+        alone = likelihood.data.ndim == 1 and len(pieces) == 1
+        parts = [of(pieces[0])] if alone else on_all_cores(of, pieces)
     joined = [torch.cat(column) for column in zip(*parts, strict=True)]
     return ManyFits(joined[0], joined[1], joined[2], joined[3])
 
@@ -128,10 +138,12 @@ def free_parameters(likelihood: Likelihood) -> Tensor:
     return likelihood.bounds[:, 0] < likelihood.bounds[:, 1]
 
 
-def _newton_of(likelihood: Likelihood, piece: slice, start: Tensor, free: Tensor) -> Minimum:
+def _newton_of(likelihood: Likelihood, piece: slice, start: Tensor, free: Tensor, tolerance: float | None) -> Minimum:
     part = likelihood if likelihood.data.ndim == 1 else likelihood.with_data(likelihood.data[piece])
     # Toys scatter: what a last step beyond this would add is a hundred-thousandth of a standard deviation.
-    return newton(part, start, free=free, tolerance=TOLERANCE if part.data.ndim == 1 else TOLERANCE_OF_TOYS)
+    default = TOLERANCE if part.data.ndim == 1 else TOLERANCE_OF_TOYS
+    with torch.enable_grad():  # a likelihood may differentiate itself
+        return newton(part, start, free=free, tolerance=default if tolerance is None else tolerance)
 
 
 def _newton_cg_of(likelihood: Likelihood, i: int, start: Tensor, free: Tensor) -> Minimum:

@@ -15,8 +15,9 @@ Sources: K. Cranmer et al., HistFactory, CERN-OPEN-2012-016, 4.1; L. Heinrich et
 
 from __future__ import annotations
 
-__all__ = ["DIFFERENCES", "FACTORS", "Variations", "code0", "code1", "code4", "code4_weights", "code4p"]
+__all__ = ["DIFFERENCES", "FACTORS", "Variations", "code0", "code1", "code4", "code4_slopes", "code4_weights", "code4p"]
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -69,6 +70,34 @@ def code4_weights(alpha: Tensor) -> tuple[Tensor, ...]:
     return (1 - 2 * even[0], *up, *down)
 
 
+def code4_slopes(alpha: Tensor, order: int) -> Tensor:
+    """Computes the weights of `code4_weights` and their derivatives in alpha; they carry no gradients.
+
+    Args:
+        alpha: Positions inside the polynomial, any shape.
+        order: Derivatives up to this one.
+
+    Returns:
+        Shape `(*alpha.shape, order + 1, 7)`.
+    """
+    powers = torch.arange(7, dtype=torch.float64)
+    rows = []
+    for k in range(order + 1):
+        # The k-th derivative of alpha^p is p (p - 1) ... (p - k + 1) alpha^(p - k).
+        falling = torch.stack([powers - i for i in range(k)]).prod(0) if k else torch.ones_like(powers)
+        rows.append(falling * alpha.detach()[..., None] ** (powers - k).clamp(min=0))
+    return torch.stack(rows, -2) @ _code4_by_power()
+
+
+@functools.cache
+def _code4_by_power() -> Tensor:
+    """Writes the weights of `code4_weights` as polynomials: coefficients by power of alpha, shape `(7, 7)`."""
+    points = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    of_terms = torch.stack(code4_weights(points), -1)  # (7 points, 7 terms)
+    by_power: Tensor = torch.linalg.solve(torch.vander(points, increasing=True), of_terms)
+    return by_power
+
+
 def code1(alpha: Tensor, up: Tensor, down: Tensor) -> Tensor:
     r"""Interpolates a factor: :math:`u^\alpha` from 0 upwards, :math:`d^{-\alpha}` below."""
     return torch.exp(alpha * torch.where(alpha >= 0, up.log(), -down.log()))
@@ -98,11 +127,8 @@ class Variations:
         self._log_up, self._log_down = up.log(), down.log()
         terms = [r * log**k for r, log in ((up, self._log_up), (down, self._log_down)) for k in range(3)]
         # The polynomial of code4 by powers of alpha: its weights of 1, u, u ln u, ... are polynomials of known powers.
-        powers = torch.linspace(-1, 1, 7, dtype=torch.float64)
-        of_terms = torch.stack(code4_weights(powers), -1)  # (7 points, 7 terms)
-        by_power = torch.linalg.solve(torch.vander(powers, increasing=True), of_terms)  # (7 powers, 7 terms)
         all_terms = torch.stack([torch.ones_like(up), *terms])  # (7 terms, n, 1)
-        self._coefficients = torch.einsum("pt,tnm->pnm", by_power, all_terms)
+        self._coefficients = torch.einsum("pt,tnm->pnm", _code4_by_power(), all_terms)
         self._reach = 1.0 if code == "code4" else 0.0
 
     def derivatives(self, alpha: Tensor, order: int) -> list[Tensor]:

@@ -26,8 +26,8 @@ __all__ = ["StatisticalModel"]
 import copy
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class StatisticalModel(Likelihood):
         at = flat.T  # (p, m)
         outputs = self.compiled.expectation.outputs(at)
         total = poisson_nll(self.counts, outputs[: self.compiled.n_bins]).sum(0) + self._constraint(at)
-        for channel, term, offset in zip(self.compiled.events, self._terms, self._offsets, strict=True):
+        for channel, term, offset in zip(self.compiled.events, self.event_terms, self._offsets, strict=True):
             yields = outputs[channel.outputs]
             total = total + yields.sum(0) + term(_phi(channel, yields, at).T) + offset
         return total.reshape(values.shape[:-1])
@@ -101,9 +101,8 @@ class StatisticalModel(Likelihood):
 
         Half of what pyhf calls `twice_nll`. Events keep the constants of `nll`.
         """
-        gaussian = self.compiled.constraints.sigmas.log().sum() + 0.5 * math.log(2 * math.pi) * len(
-            self.compiled.constraints.sigmas
-        )
+        sigmas = self.compiled.constraints.sigmas
+        gaussian = sigmas.log().sum() + 0.5 * math.log(2 * math.pi) * len(sigmas)
         counts = poisson_normalisation(self.counts).sum(0) + poisson_normalisation(self.count_measurements).sum(0)
         return self.nll(values) + (counts + gaussian).reshape(self.data.shape[:-1])
 
@@ -157,14 +156,13 @@ class StatisticalModel(Likelihood):
         other = copy.copy(self)
         other.data = data.double()
         other.derivatives = _WorkspaceDerivatives(other)
-        for cached in ("_terms", "_offsets"):
+        for cached in ("event_terms", "_offsets"):
             other.__dict__.pop(cached, None)
         return other
 
     def _observed(self) -> Tensor:
         compiled = self.compiled
-        weights = [channel.weights for channel in compiled.events]
-        counts = compiled.observed
+        counts, weights = compiled.observed, [channel.weights for channel in compiled.events]
         if counts is None:  # no observation: what the model expects
             counts = compiled.expectation.outputs(compiled.initial[:, None])[: compiled.n_bins, 0]
         return torch.cat([counts, *weights, compiled.constraints.observed])
@@ -197,7 +195,8 @@ class StatisticalModel(Likelihood):
         return self._columns[self.data.shape[-1] - len(self.compiled.constraints.poisson) :]
 
     @functools.cached_property
-    def _terms(self) -> list[EventTerm]:
+    def event_terms(self) -> list[EventTerm]:
+        """The events of each unbinned channel, with their weights."""
         return [
             EventTerm(channel.table, weights)
             for channel, weights in zip(self.compiled.events, self._event_weights(), strict=True)
@@ -246,7 +245,7 @@ def _phi(channel: EventChannel, yields: Tensor, at: Tensor) -> Tensor:
 
 
 class _WorkspaceDerivatives(Derivatives):
-    """Derivatives in closed form; the events of unbinned channels add theirs through autograd."""
+    """Derivatives in closed form."""
 
     def __init__(self, model: StatisticalModel) -> None:
         self._model = model
@@ -254,11 +253,11 @@ class _WorkspaceDerivatives(Derivatives):
 
     def gradient(self, values: Tensor) -> Tensor:
         """First derivatives, shape `(*, p)`."""
-        return self._automatic.gradient(values) if self._model.compiled.events else self._binned(values, "none")[0]
+        return self._closed_form(values, "none")[0]
 
     def hessian(self, values: Tensor) -> Tensor:
         """Second derivatives, shape `(*, p, p)`."""
-        return self._automatic.hessian(values) if self._model.compiled.events else self._binned(values, "exact")[1]
+        return self._closed_form(values, "exact")[1]
 
     def hvp(self, values: Tensor, vector: Tensor) -> Tensor:
         """Hessian times `vector`, both of shape `(*, p)`."""
@@ -266,40 +265,80 @@ class _WorkspaceDerivatives(Derivatives):
 
     def curvature(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient and Fisher information, which is never negative; with events, the Hessian itself."""
-        if self._model.compiled.events:
-            return self.gradient(values), self.hessian(values)
-        return self._binned(values, "fisher")
+        return self._closed_form(values, "exact" if self._model.compiled.events else "fisher")
 
     def preconditioner(self, values: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """Inverse of the Fisher information; None where it cannot be inverted."""
+        """Inverse of the Fisher information; None where it cannot be inverted, and with events."""
         if self._model.compiled.events:
             return None
-        _, matrix = self._binned(values, "fisher")
+        _, matrix = self._closed_form(values, "fisher")
         lower, info = torch.linalg.cholesky_ex(matrix)
         return None if info else lambda vector: torch.cholesky_solve(vector[:, None], lower)[:, 0]
 
-    def _binned(self, values: Tensor, second: Literal["none", "fisher", "exact"]) -> tuple[Tensor, Tensor]:
-        """Computes gradient and second derivatives of a model without events."""
+    def _closed_form(self, values: Tensor, second: Literal["none", "fisher", "exact"]) -> tuple[Tensor, Tensor]:
+        """Computes gradient and second derivatives; where nobody asks for these, the gradient again."""
+        expectation, exact = self._model.compiled.expectation, second == "exact"
+        at = values.detach().reshape(-1, self._model.n_parameters).T
+        outputs, jacobian = expectation.jacobian(at)  # (o, m), (o, p, m)
+        gradient, curvature = self._of_constraints(at, exact=exact)
+        terms = [self._of_counts(outputs, jacobian, exact=exact), *self._of_events(at, jacobian, exact=exact)]
+        for term in terms:
+            gradient += (term.slope[:, None] @ term.jacobian)[:, 0]
+        if second == "none":
+            return gradient.reshape(values.shape), gradient.reshape(values.shape)
+        matrix = torch.diag_embed(curvature) + sum(term.jacobian.mT @ term.curved() for term in terms)
+        if exact:
+            in_outputs = torch.cat([term.slope[:, : term.n_outputs] for term in terms], 1).T
+            matrix += expectation.weighted_hessian(at, in_outputs).permute(2, 0, 1)
+        return gradient.reshape(values.shape), matrix.reshape(*values.shape[:-1], *matrix.shape[1:])
+
+    def _of_constraints(self, at: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """First and second derivatives of the constraints, both `(m, p)`."""
         model, constraints = self._model, self._model.compiled.constraints
-        at = values.detach().reshape(-1, model.n_parameters).T
-        expected, jacobian = model.compiled.expectation.jacobian(at)  # (b, m), (b, p, m)
-        slope, weight = _poisson_slopes(model.counts, expected, exact=second == "exact")
-        by_toy = jacobian.permute(2, 0, 1).contiguous()  # (m, b, p)
+        gradient, diagonal = (at.new_zeros(at.shape[1], at.shape[0]) for _ in range(2))
         pulls = (at[constraints.normal] - model.normal_measurements) / constraints.sigmas[:, None] ** 2
         means = constraints.taus[:, None] * at[constraints.poisson]
-        pull, curvature = _poisson_slopes(model.count_measurements, means, exact=second == "exact")
-        gradient = (slope.T[:, None] @ by_toy)[:, 0]  # (m, p)
+        slope, weight = _poisson_slopes(model.count_measurements, means, exact=exact)
         gradient[:, constraints.normal] += pulls.T
-        gradient[:, constraints.poisson] += (pull * constraints.taus[:, None]).T
-        if second == "none":
-            return gradient.reshape(values.shape), gradient
-        diagonal = torch.zeros_like(gradient)
+        gradient[:, constraints.poisson] += (slope * constraints.taus[:, None]).T
         diagonal[:, constraints.normal] = constraints.sigmas**-2
-        diagonal[:, constraints.poisson] += (curvature * constraints.taus[:, None] ** 2).T
-        matrix = by_toy.mT @ (by_toy * weight.T[..., None]) + torch.diag_embed(diagonal)
-        if second == "exact":
-            matrix += model.compiled.expectation.weighted_hessian(at, slope).permute(2, 0, 1)
-        return gradient.reshape(values.shape), matrix.reshape(*values.shape[:-1], *matrix.shape[1:])
+        diagonal[:, constraints.poisson] += (weight * constraints.taus[:, None] ** 2).T
+        return gradient, diagonal
+
+    def _of_counts(self, outputs: Tensor, jacobian: Tensor, *, exact: bool) -> _Term:
+        n = self._model.compiled.n_bins
+        slope, weight = _poisson_slopes(self._model.counts, outputs[:n], exact=exact)
+        by_toy = jacobian[:n].permute(2, 0, 1).contiguous()  # (m, b, p)
+        return _Term(by_toy, slope.T, weight.T, n)
+
+    def _of_events(self, at: Tensor, jacobian: Tensor, *, exact: bool) -> Iterator[_Term]:
+        outputs = self._model.compiled.expectation.outputs(at)  # the very numbers that `nll` knows the events at
+        for channel, term in zip(self._model.compiled.events, self._model.event_terms, strict=True):
+            phi = _phi(channel, outputs[channel.outputs], at).T
+            in_yields = jacobian[channel.outputs].permute(2, 0, 1)  # (m, n_samples, p)
+            moved = torch.eye(len(at), dtype=torch.float64)[list(channel.variations)]
+            by_toy = torch.cat([in_yields, moved.expand(len(in_yields), -1, -1)], 1)  # (m, k, p)
+            second = term.hessian(phi) if exact else by_toy[:, :0]  # nobody asks for these then
+            slope = term.gradient(phi).clone()
+            slope[:, : in_yields.shape[1]] += 1  # the total is the sum of the yields
+            yield _Term(by_toy, slope, second, in_yields.shape[1])
+
+
+class _Term(NamedTuple):
+    """Derivatives of a part of the likelihood in n numbers that depend on the parameters, at m points."""
+
+    jacobian: Tensor
+    """Of these numbers, shape `(m, n, p)`."""
+    slope: Tensor
+    """Of the part in them, shape `(m, n)`."""
+    second: Tensor
+    """Second derivatives of the part in them, shape `(m, n, n)`, or `(m, n)` where each number has its own term."""
+    n_outputs: int
+    """How many of them, from the first, are outputs of the expectation."""
+
+    def curved(self) -> Tensor:
+        """Second derivatives times the jacobian, shape `(m, n, p)`."""
+        return self.second @ self.jacobian if self.second.ndim == 3 else self.jacobian * self.second[..., None]
 
 
 def _poisson_slopes(observed: Tensor, expected: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:

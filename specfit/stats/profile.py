@@ -17,7 +17,7 @@ from __future__ import annotations
 __all__ = ["Contour", "Interval", "Scan", "contour", "minos", "scan"]
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,13 +30,14 @@ from specfit import plots
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
 from specfit.stats.fit_result import FitResult
-from specfit.stats.fitting import fit, fit_many, fit_rows, free_parameters
+from specfit.stats.fitting import LARGEST_DENSE, fit, fit_many, fit_rows, free_parameters
 from specfit.stats.likelihood import Likelihood
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLOSE = 1e-9  # relative, where a crossing counts as found
+FINE_ENOUGH = 1e-8  # distance to the minimum before the last step of a fit: nobody sees it in a curve
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,8 @@ def scan(
     best = best or fit(likelihood)
     name = likelihood.parameter_names[0] if parameter is None else parameter
     at = _points(likelihood, best, name, size, n_sigma) if points is None else as_float64(points, "points")
-    many = fit_many(likelihood, fixed={name: at}, start=best.values)
+    start = _linear(likelihood, best, {name: at})
+    many = fit_many(likelihood, fixed={name: at}, start=start, tolerance=FINE_ENOUGH)
     curve = 2 * (many.nll - best.nll)
     beside = _statistical(likelihood, best, name, at) if statistical and bool(likelihood.constrained.any()) else None
     return Scan(name, at, curve, beside, best.value(name), best.converged and bool(many.converged.all()))
@@ -207,7 +209,8 @@ def contour(
     else:
         first, second = as_float64(points[0], "points"), as_float64(points[1], "points")
     x, y = torch.meshgrid(first, second, indexing="ij")
-    many = fit_many(likelihood, fixed={one: x.flatten(), two: y.flatten()}, start=best.values)
+    held = {one: x.flatten(), two: y.flatten()}
+    many = fit_many(likelihood, fixed=held, start=_linear(likelihood, best, held), tolerance=FINE_ENOUGH)
     surface = 2 * (many.nll - best.nll).reshape(x.shape)
     centre = best.value(one), best.value(two)
     return Contour((one, two), first, second, surface, centre, best.converged and bool(many.converged.all()))
@@ -296,11 +299,34 @@ def _points(likelihood: Likelihood, best: FitResult, name: str, size: int, n_sig
     return torch.linspace(first, last, size, dtype=torch.float64)
 
 
+def _linear(likelihood: Likelihood, best: FitResult, held: Mapping[str, Tensor]) -> Tensor:
+    """Where the others would go if the likelihood were Gaussian, shape `(m, p)`: the refits start there.
+
+    They start at the best values where that is not known, or impossible.
+    """
+    numbers = [likelihood.index(name) for name in held]
+    points = torch.stack(list(held.values()), -1)  # (m, n)
+    start = best.values.repeat(len(points), 1)
+    start[:, numbers] = points
+    covariance = best.covariance[numbers]
+    if not covariance.isfinite().all() or len(numbers) > LARGEST_DENSE:
+        return start
+    moves = (points - best.values[numbers]) @ torch.linalg.pinv(covariance[:, numbers], hermitian=True) @ covariance
+    low, high = likelihood.bounds.unbind(-1)
+    moved = torch.where(best.fixed, best.values, (best.values + moves).clamp(low, high))
+    moved[:, numbers] = points
+    with torch.no_grad():
+        possible = likelihood.nll(moved).isfinite()
+    return torch.where(possible[:, None], moved, start)
+
+
 def _statistical(likelihood: Likelihood, best: FitResult, name: str, at: Tensor) -> Tensor:
     held = likelihood.constrained.clone()
     held[likelihood.index(name)] = True
-    fixed: dict[str, Tensor | float] = {
+    fixed = {
         other: best.value(other) for other, is_held in zip(likelihood.parameter_names, held, strict=True) if is_held
     }
-    many = fit_many(likelihood, fixed={**fixed, name: at}, start=best.values)
+    all_held = {**{other: torch.full_like(at, value) for other, value in fixed.items()}, name: at}
+    start = _linear(likelihood, best, all_held)
+    many = fit_many(likelihood, fixed={**fixed, name: at}, start=start, tolerance=FINE_ENOUGH)
     return 2 * (many.nll - best.nll)

@@ -1,0 +1,197 @@
+r"""Smooth without any learning: the first estimate of a spectrum, and a generic basis beside a learned one.
+
+Both are Chebyshev polynomials of the log density in a coordinate that is stretched where the spectrum bends, with
+amplitudes that the evidence of the spectrum chooses (`specfit.net.posterior.mode_and_evidence`): a turn-on that takes
+dozens of polynomials of the bin number takes a few there.
+
+- `smooth_estimate`: what a net reads first.
+- `with_generic_basis`: lets a spectrum unlike those that a net learned from be described nevertheless.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SMOOTH_DIRECTIONS", "smooth_estimate", "with_generic_basis"]
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from specfit.net.base import LocalModel
+from specfit.net.posterior import (
+    LOG_RATES,
+    gaussian_prediction,
+    mode_and_evidence,
+    posterior_mode,
+    precision_cholesky,
+)
+from specfit.significance import deviance_p_value, poisson_deviance
+
+# Polynomials of the first estimate.
+SMOOTH_DIRECTIONS = 24
+# How smooth a spectrum may be: pairs a, p for polynomials of amplitude a / (1 + k / 2)^p; and that of a straight line.
+SMOOTHNESS, OF_A_LINE = ((5.0, 1.5), (3.0, 2.5), (2.0, 4.0)), 10.0
+# The coordinates of the first estimate, one after the other: the curvature of the log density, over the number of bins
+# squared, from where on it is stretched, and which amplitudes are tried there. The first is the bin number.
+COORDINATES = ((math.inf, ((2.0, 2.5),)), (10.0, SMOOTHNESS[:1]), (30.0, SMOOTHNESS[::2]), (300.0, SMOOTHNESS))
+MOST_STRETCHED = 30.0
+# Polynomials of the generic basis, their coordinate, and amplitudes that the evidence chooses from. A spectrum that is
+# described at least so well without them is not asked, and they have to be this much more likely.
+GENERIC_DIRECTIONS, GENERIC_CURVATURE, AMPLITUDES = 14, 30.0, (0.0, 0.003, 0.03, 0.3)
+DESCRIBED, LEAST_GAIN = 0.05, 1.0
+# Data that disagree with the background at this level are believed as far as the net believes them, others wholly.
+DISAGREEING = 0.01
+
+
+@torch.no_grad()
+def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
+    """Fits Chebyshev polynomials to the data, one coordinate after the other; log rates `(m, n_bins)`.
+
+    How fast their amplitudes fall with the order, that is how smooth a spectrum is, its own evidence decides. An
+    exponential fall is one of them exactly, and whatever is smooth converges fast; a turn-on does so in a coordinate
+    that is stretched there, made from the estimate before. Where bins are masked a straight line between their
+    neighbours keeps the polynomials from running away, with an error of one e-fold.
+
+    Args:
+        data: Observed events, shape `(m, n_bins)`, float64.
+        log_widths: Logs of the widths of the bins, up to a factor, same shape.
+        mask: True for bins that weigh nothing, same shape.
+    """
+    kernel = data.new_ones(1, 1, 5)
+    widths, used = log_widths.exp(), (~mask).to(data)
+    events, width = (nn.functional.conv1d((t * used)[:, None], kernel, padding=2)[:, 0] for t in (data, widths))
+    log_density = _bridged(((events + 0.5) / width.clamp(min=1e-12)).log(), mask)
+    # More events are more certain, but not so much that the tail is left to itself.
+    certain = torch.where(mask, 1.0, (events + 1).sqrt())
+    mean = (certain * log_density).sum(1, keepdim=True) / certain.sum(1, keepdim=True)
+    expected = (log_density + log_widths).exp()
+    believed, filled = torch.where(mask, 1 / (1 + expected), 1.0), torch.where(mask, expected, data)
+    estimate, best = log_density + log_widths, torch.full_like(data[:, 0], -torch.inf)
+    for curvature, smoothness in COORDINATES:
+        before = estimate - log_widths - mean
+        shapes = _chebyshev(_stretched(before, curvature))
+        basis = torch.stack([shapes * _amplitudes(shapes.shape[2], *one).to(shapes) for one in smoothness], 1)
+        m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
+        repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
+        mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
+        found, which = evidence.nan_to_num(-torch.inf).view(m, n).max(1)
+        mode = mode.view(m, n, -1)[torch.arange(m, device=data.device), which]
+        estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
+    return estimate.clamp(*LOG_RATES)
+
+
+@torch.no_grad()
+def with_generic_basis(
+    model: LocalModel, log_rate: Tensor, data: Tensor, log_widths: Tensor, *, mask: Tensor
+) -> tuple[LocalModel, Tensor]:
+    """Puts a generic basis beside a learned one, with the amplitude that the evidence of each spectrum chooses.
+
+    Where it chooses none, the added directions are zero. Every bin is believed, unless the data disagree with the
+    background so found: then the net's own weights count, which distrust bumps.
+
+    Args:
+        model: What a net holds for plausible.
+        log_rate: A background to stretch the coordinate by, shape `(m, n_bins)`.
+        data: Observed events, same shape, float64.
+        log_widths: Logs of the widths of the bins, up to a factor, same shape.
+        mask: True for bins that weigh nothing, same shape.
+
+    Returns:
+        The local model with more directions, and the log rate at its mode.
+    """
+    seen = (~mask).to(data)
+    shapes = _chebyshev(_stretched(log_rate - log_widths, GENERIC_CURVATURE))[..., :GENERIC_DIRECTIONS]
+    k = torch.arange(shapes.shape[2]).to(shapes)
+    shapes = shapes / (1 + k / 2)
+    wider = model._replace(basis=torch.cat([model.basis, torch.zeros_like(shapes)], -1), weight=seen)
+    mode = posterior_mode(model.log_mean, model.basis, data, weight=seen)
+    p_value = _p_value(mode, model.basis, data, seen)
+    rows = (p_value < DESCRIBED).nonzero()[:, 0]
+    if len(rows) == 0:
+        return wider, mode
+    for whole, part in zip((*wider, mode), _of_poorly_described(model, shapes, data, seen, rows), strict=True):
+        whole[rows] = part
+    return wider, mode
+
+
+def _of_poorly_described(
+    model: LocalModel, shapes: Tensor, data: Tensor, seen: Tensor, rows: Tensor
+) -> tuple[Tensor, ...]:
+    """Answers for some spectra, `(r,)`: the fields of the local model with a generic basis, and its mode."""
+    log_mean, basis, believed, features = (t[rows] for t in model)
+    shapes, data, seen = (t[rows] for t in (shapes, data, seen))
+    basis = torch.cat([basis, _amplitude(log_mean, basis, shapes, data, seen) * shapes], -1)
+    mode = posterior_mode(log_mean, basis, data, weight=seen)
+    disagree = _p_value(mode, basis, data, seen) < DISAGREEING
+    weight = torch.where(disagree[:, None], believed, seen)
+    if disagree.any():
+        some = (t[disagree] for t in (log_mean, basis, data))
+        mode[disagree] = posterior_mode(*some, weight=weight[disagree])
+    return log_mean, basis, weight, features, mode
+
+
+def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, seen: Tensor) -> Tensor:
+    """Chooses the amplitude of the generic basis, shape `(m, 1, 1)`."""
+    evidence = []
+    for i, amplitude in enumerate(AMPLITUDES):
+        both = torch.cat([basis, amplitude * shapes], -1)
+        start = torch.zeros_like(both[:, 0])
+        found = mode_and_evidence(log_mean, both, data, weight=seen, start=start)[1]
+        evidence.append(found.nan_to_num(-torch.inf) - (LEAST_GAIN if i else 0.0))
+    return torch.tensor(AMPLITUDES).to(data)[torch.stack(evidence).argmax(0)][:, None, None]
+
+
+@torch.no_grad()
+def _p_value(log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Tensor:
+    """Computes how well a mode describes what is seen, shape `(m,)`."""
+    deviance = (poisson_deviance(data, log_rate.exp()) * seen).sum(1)
+    ndf = seen.sum(1) - gaussian_prediction(log_rate, basis, seen).n_parameters
+    p_value: Tensor = deviance_p_value(deviance, ndf.clamp(min=1.0)).nan_to_num(0.0)
+    return p_value
+
+
+def _smooth_fit(
+    basis: Tensor, guess: Tensor, certain: Tensor, log_mean: Tensor, counts: Tensor, believed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fits a basis to counts from a guess of what it adds to the mean; the mode and its evidence."""
+    # Least squares on the logs are near enough to start from.
+    right = basis.mT @ (certain * guess)[..., None]
+    start = torch.cholesky_solve(right, precision_cholesky(basis, certain))[..., 0]
+    return mode_and_evidence(log_mean, basis, counts, weight=believed, start=start)
+
+
+def _amplitudes(n: int, amplitude: float, power: float) -> Tensor:
+    k = torch.arange(n, dtype=torch.float64)
+    return torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))
+
+
+def _stretched(log_density: Tensor, curvature: float) -> Tensor:
+    """Computes a coordinate from 0 to 1, the bin number stretched where a log density bends, shape `(m, n_bins)`."""
+    n_bins = log_density.shape[1]
+    bend = nn.functional.pad(log_density[:, None].diff(n=2), (1, 1), mode="replicate").abs() * n_bins**2
+    length = (1 + bend / curvature).sqrt()
+    smooth = log_density.new_tensor([[[0.25, 0.5, 0.25]]])
+    for _ in range(3):
+        length = nn.functional.conv1d(nn.functional.pad(length, (1, 1), mode="replicate"), smooth)
+    length = length[:, 0].clamp(max=MOST_STRETCHED)
+    end = length.cumsum(1)
+    return (end - length / 2) / end[:, -1:]
+
+
+def _chebyshev(position: Tensor) -> Tensor:
+    """Evaluates the first Chebyshev polynomials at positions from 0 to 1, shape `(m, n_bins, k)`."""
+    n_bins = position.shape[1]
+    k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=position.device).to(position)
+    return torch.cos(k * torch.arccos(1 - 2 * position)[..., None])
+
+
+def _bridged(values: Tensor, mask: Tensor) -> Tensor:
+    """Replaces masked values by a straight line between the next ones that are not, `(m, n_bins)`."""
+    n_bins = values.shape[1]
+    index = torch.arange(n_bins, device=values.device).expand_as(values)
+    before = torch.where(mask, -1, index).cummax(1).values
+    after = torch.where(mask, n_bins, index).flip(1).cummin(1).values.flip(1)
+    low = torch.where(before < 0, after, before).clamp(0, n_bins - 1)
+    high = torch.where(after >= n_bins, before, after).clamp(0, n_bins - 1)
+    share = (index - low).to(values) / (high - low).clamp(min=1)
+    return torch.lerp(values.gather(1, low), values.gather(1, high), share)
