@@ -37,10 +37,10 @@ COORDINATES = ((math.inf, ((2.0, 2.5),)), (10.0, SMOOTHNESS[:1]), (30.0, SMOOTHN
 MOST_STRETCHED = 30.0
 # Polynomials of the generic basis, their coordinate, and amplitudes that the evidence chooses from. A spectrum that is
 # described at least so well without them is not asked, and they have to be this much more likely.
-GENERIC_DIRECTIONS, GENERIC_CURVATURE, AMPLITUDES = 14, 30.0, (0.0, 0.003, 0.03, 0.3)
+GENERIC_DIRECTIONS, GENERIC_CURVATURE, AMPLITUDES = 12, 30.0, (0.0, 0.003, 0.03, 0.3)
 DESCRIBED, LEAST_GAIN = 0.05, 1.0
 # Data that disagree with the background at this level are believed as far as the net believes them, others wholly.
-DISAGREEING = 0.01
+DISAGREEING = 0.001
 
 
 @torch.no_grad()
