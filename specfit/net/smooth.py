@@ -168,6 +168,8 @@ def _amplitudes(n: int, amplitude: float, power: float) -> Tensor:
 def _stretched(log_density: Tensor, curvature: float) -> Tensor:
     """Computes a coordinate from 0 to 1, the bin number stretched where a log density bends, shape `(m, n_bins)`."""
     n_bins = log_density.shape[1]
+    if n_bins < 3:  # a straight line does not bend
+        return torch.linspace(0, 1, 2 * n_bins + 1).to(log_density)[1::2].expand_as(log_density)
     bend = nn.functional.pad(log_density[:, None].diff(n=2), (1, 1), mode="replicate").abs() * n_bins**2
     length = (1 + bend / curvature).sqrt()
     smooth = log_density.new_tensor([[[0.25, 0.5, 0.25]]])
