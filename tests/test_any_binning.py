@@ -6,8 +6,8 @@ import torch
 from specfit import Spectrum, SpectrumFitter
 from specfit.generator import WideGenerator
 from specfit.net import AnyBinningNet
-from specfit.net.smooth import _bridged
 from specfit.net.error_scale import ErrorScale, Novelty
+from specfit.net.smooth import _bridged, smooth_estimate
 from specfit.training.calibrate import _bins, _width, calibrate
 
 
@@ -157,3 +157,46 @@ def test_the_shipped_net_flags_a_spectrum_of_peaks(spectra_folder):
     )
     assert not bool(fit.converged)
     assert "disagree with the data" in fit.message
+
+
+def test_a_generic_basis_describes_what_the_learned_one_does_not():
+    """At 1e8 events and more it brings the worst fits nearer to the truth, and costs the others nothing."""
+    net = SpectrumFitter.from_checkpoint("any_binning").net
+    batch = WideGenerator(n_bins=(40, 40), total=(1e8, 1e10), signal=0.0, masked=0.0).sample(
+        128, rng=torch.Generator().manual_seed(1)
+    )
+    counts, truth = batch.counts.double(), batch.background.double()
+    with torch.no_grad():
+        without = net.stages(counts, edges=batch.edges)[-1]
+        model, log_rate = net.fitted(counts, edges=batch.edges)
+    error, before = (
+        ((b - truth) / truth.clamp(min=1).sqrt()).square().mean(1).sqrt() for b in (log_rate.exp(), without)
+    )
+    assert error.quantile(0.9) < 0.7 * before.quantile(0.9)
+    assert error.median() < 1.1 * before.median()
+    asked = (model.basis[..., net.n_basis :] != 0).any((1, 2))
+    assert 0.02 < asked.double().mean() < 0.5
+    assert (model.weight == 1).all(1).double().mean() > 0.8  # every bin is believed where the data agree
+
+
+def test_spectra_of_the_prior_need_no_generic_basis():
+    net = SpectrumFitter.from_checkpoint("any_binning").net
+    batch = WideGenerator(n_bins=(40, 40), total=(1e2, 1e5), signal=0.0, masked=0.0).sample(
+        128, rng=torch.Generator().manual_seed(2)
+    )
+    with torch.no_grad():
+        model = net.fitted(batch.counts.double(), edges=batch.edges)[0]
+    assert (model.basis[..., net.n_basis :] != 0).any((1, 2)).double().mean() < 0.03
+
+
+@pytest.mark.parametrize("steepness", [40.0, 120.0])
+def test_a_turn_on_takes_few_polynomials_in_a_stretched_coordinate(steepness):
+    """An Erf turn-on of any steepness, without any net: the first estimate stays within the noise of its parameters."""
+    x = (torch.arange(60, dtype=torch.float64) + 0.5) / 60
+    truth = 1e5 * (torch.special.log_ndtr(steepness * (x - 0.2)) - 6 * x).clamp(min=-25).exp()[None]
+    counts = torch.poisson(truth.expand(20, -1), generator=torch.Generator().manual_seed(3))
+    nothing = torch.zeros_like(counts, dtype=torch.bool)
+    estimate = smooth_estimate(counts, torch.zeros_like(counts), nothing).exp()
+    used = truth[0] > 0.5
+    residual = ((estimate - truth) / truth.sqrt())[:, used]
+    assert residual.square().mean().sqrt() < 0.8  # 24 parameters of 60 bins are 0.63
