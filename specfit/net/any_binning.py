@@ -73,6 +73,10 @@ class AnyBinningNet(CalibratedNet):
         """Computes the background after each pass, float64."""
         return [log_rate.exp() for log_rate in self._run(counts, edges, mask)[0]]
 
+    def forward(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Computes the background with the generic basis, shape `(m, n_bins)`, float64, without gradients."""
+        return self.fitted(counts, edges=edges, mask=mask)[1].exp()
+
     def fitted(
         self,
         counts: Tensor,

@@ -59,7 +59,7 @@ class BackgroundNet(nn.Module, ABC):
 
     @abstractmethod
     def stages(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:
-        """Computes the background of each stage of refinement, each of shape `(m, n_bins)`; the last is the answer.
+        """Computes the background of each stage of refinement that is trained, each of shape `(m, n_bins)`.
 
         Args:
             counts: Events per bin, shape `(m, n_bins)`.
@@ -79,7 +79,7 @@ class BackgroundNet(nn.Module, ABC):
         """
 
     def forward(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Computes the background, shape `(m, n_bins)`."""
+        """Computes the background, shape `(m, n_bins)`: that of `predict`, and for most nets that of the last stage."""
         return self.stages(counts, edges=edges, mask=mask)[-1]
 
 
