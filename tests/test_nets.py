@@ -72,8 +72,9 @@ def test_maps_counts_to_backgrounds_stage_by_stage(net, spectra):
     stages = net.stages(spectra)
     assert all(stage.shape == spectra.shape for stage in stages)
     assert all((stage > 0).all() for stage in stages)
-    assert torch.equal(net(spectra), stages[-1])
     assert net(spectra).dtype.is_floating_point
+    if not isinstance(net, AnyBinningNet):  # whose answer is the last stage with a generic basis beside it
+        assert torch.equal(net(spectra), stages[-1])
 
 
 def test_prediction_is_the_background_with_a_factor_of_its_covariance(net, spectra):
