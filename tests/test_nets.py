@@ -11,7 +11,15 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from specfit.net import NETS, DenseNet, FlattenHistogramAndNormalize, LearnedBasisNet, TalkNet, significance_loss
+from specfit.net import (
+    NETS,
+    AnyBinningNet,
+    DenseNet,
+    FlattenHistogramAndNormalize,
+    LearnedBasisNet,
+    TalkNet,
+    significance_loss,
+)
 from specfit.net import posterior as posterior_module
 from specfit.net.error_scale import ErrorScale
 from specfit.net.posterior import posterior_mode, precision_cholesky
