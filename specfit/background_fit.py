@@ -11,7 +11,7 @@ counts as n^2 / v events.
 
 from __future__ import annotations
 
-__all__ = ["BackgroundFit"]
+__all__ = ["BackgroundFit", "draw_backgrounds"]
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,10 +102,7 @@ class BackgroundFit:
         return self.background[..., inside].sum(-1), self.factor[..., inside, :].sum(-2).square().sum(-1).sqrt()
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:
-        r"""Draws backgrounds that the data allow, with all correlations between bins.
-
-        The logarithm of the background is drawn from the normal distribution of the fit, so that every draw is
-        positive: :math:`b \, \exp(F z / b)` with normal z.
+        r"""Draws backgrounds that the data allow, with all correlations between bins; see `draw_backgrounds`.
 
         Args:
             n: Number of draws.
@@ -114,9 +111,7 @@ class BackgroundFit:
         Returns:
             Backgrounds of shape `(n, *, n_bins)`.
         """
-        relative = self.factor / self.background[..., None]
-        z = torch.randn(n, *relative.shape[:-2], relative.shape[-1], 1, generator=rng, dtype=torch.float64)
-        return self.background * (relative @ z)[..., 0].exp()
+        return draw_backgrounds(self.background, self.factor, n, rng=rng)
 
     def summary(self) -> list[dict[str, Any]]:
         """Returns one plain dictionary a spectrum: events, bins, deviance, p-value, largest excess, masked bins.
@@ -198,3 +193,23 @@ class BackgroundFit:
 
 
 _BATCHED = ("background", "factor", "n_parameters", "mask", "iterations", "converged")
+
+
+def draw_backgrounds(background: Tensor, factor: Tensor, n: int, *, rng: torch.Generator) -> Tensor:
+    r"""Draws backgrounds around a fitted one, all of them positive.
+
+    With :math:`u = F z / b` and normal z, a draw is :math:`b\,(1 + u)` above the fit and :math:`b\,e^u` below it: the
+    normal distribution of the fit where errors are small, and neither negative nor without bounds where they are not.
+
+    Args:
+        background: Fitted events b, shape `(*, n_bins)`, positive.
+        factor: F of the covariance F F^T, shape `(*, n_bins, k)`.
+        n: Number of draws.
+        rng: Source of randomness.
+
+    Returns:
+        Shape `(n, *, n_bins)`.
+    """
+    relative = factor / background[..., None]
+    z = torch.randn(n, *relative.shape[:-2], relative.shape[-1], 1, generator=rng, dtype=relative.dtype)
+    return background * (1 + torch.nn.functional.elu((relative @ z)[..., 0]))

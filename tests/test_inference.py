@@ -8,6 +8,7 @@ import torch
 
 import specfit
 from specfit import checkpoint
+from specfit.background_fit import draw_backgrounds
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter, smooth_background
 from specfit.net import NETS, LearnedBasisNet, TalkNet
@@ -180,3 +181,12 @@ def test_the_shipped_net_masks_a_hidden_signal_and_stays_certain():
     assert without.mask.any(-1).double().mean() < 0.1
     growth = with_signal.uncertainty.median(-1).values / without.uncertainty.median(-1).values
     assert growth.median() < 1.3
+
+
+def test_draws_stay_positive_and_bounded_where_hardly_anything_is_known():
+    background, factor = torch.tensor([1e4, 1e-9], dtype=torch.float64), torch.tensor([[50.0], [1e-3]]).double()
+    drawn = draw_backgrounds(background, factor, 100_000, rng=torch.Generator().manual_seed(1))
+    assert (drawn >= 0).all()
+    assert drawn[:, 1].max() < 0.01
+    assert drawn[:, 0].std() == pytest.approx(50, rel=0.01)
+    assert drawn[:, 0].mean() == pytest.approx(1e4, abs=1)

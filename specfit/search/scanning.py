@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specfit.arrays import ArrayLike, as_float64
-from specfit.background_fit import BackgroundFit
+from specfit.background_fit import BackgroundFit, draw_backgrounds
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
 from specfit.masks import left_out_bins
@@ -38,8 +38,6 @@ ENOUGH_TO_COUNT = 10
 LEAST_SEEN = 0.3
 # Prior width of the yield of a known peak, as a share of all events: none.
 FREE = 10.0
-# No drawn background is larger than the fitted one by more than e to this: where hardly anything is expected.
-LARGEST_DRAW = 10.0
 # Pseudo-experiments that are drawn from one seed.
 CHUNK = 100
 
@@ -174,7 +172,7 @@ class BackgroundOnly:
     r"""Pseudo-experiments without signal: a background that the data allow, Poisson counts of it, the whole chain.
 
     A fitted background is smoother than the one that made the data, and its pseudo-experiments show too little. So each
-    has a background of its own, :math:`b\,\exp(F z / b)` with normal z, and what is expected beside it.
+    has a background of its own (`draw_backgrounds`), and what is expected beside it.
 
     Args:
         chain: The search.
@@ -191,9 +189,8 @@ class BackgroundOnly:
 
     def __call__(self, size: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Draws and searches; the significances of each, shape `(size, h)`."""
-        relative = self.factor / self.background.clamp(min=TINY)[:, None]
-        z = torch.randn(size, relative.shape[1], generator=rng, dtype=relative.dtype)
-        expected = self.background * (z @ relative.T).clamp(max=LARGEST_DRAW).exp() + self.peaks
+        drawn = draw_backgrounds(self.background.clamp(min=TINY), self.factor, size, rng=rng)
+        expected = drawn + self.peaks
         found = self.chain(torch.poisson(expected.clamp(min=0.0), generator=rng))
         return {name: getattr(found, name) for name in self.names}
 
