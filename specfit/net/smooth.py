@@ -31,9 +31,17 @@ from specfit.significance import deviance_p_value, poisson_deviance
 SMOOTH_DIRECTIONS = 24
 # How smooth a spectrum may be: pairs a, p for polynomials of amplitude a / (1 + k / 2)^p; and that of a straight line.
 SMOOTHNESS, OF_A_LINE = ((5.0, 1.5), (3.0, 2.5), (2.0, 4.0)), 10.0
-# The coordinates of the first estimate, one after the other: the curvature of the log density, over the number of bins
-# squared, from where on it is stretched, and which amplitudes are tried there. The first is the bin number.
-COORDINATES = ((math.inf, ((2.0, 2.5),)), (10.0, SMOOTHNESS[:1]), (30.0, SMOOTHNESS[::2]), (300.0, SMOOTHNESS))
+# The coordinates of the first estimate, one after the other: number of polynomials, the curvature of the log density,
+# over the number of bins squared, from where on it is stretched, and which amplitudes are tried there. The first is the
+# bin number with few polynomials: others have to be much more likely, more than a signal of five standard deviations
+# makes them, or they would follow it.
+FEW_DIRECTIONS, MUCH_MORE_LIKELY = 8, 15.0
+COORDINATES = (
+    (FEW_DIRECTIONS, math.inf, ((2.0, 2.5),)),
+    (SMOOTH_DIRECTIONS, 10.0, SMOOTHNESS[:1]),
+    (SMOOTH_DIRECTIONS, 30.0, SMOOTHNESS[::2]),
+    (SMOOTH_DIRECTIONS, 300.0, SMOOTHNESS),
+)
 MOST_STRETCHED = 30.0
 # Polynomials of the generic basis, their coordinate, and amplitudes that the evidence chooses from. A spectrum that is
 # described at least so well without them is not asked, and they have to be this much more likely.
@@ -67,14 +75,16 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     expected = (log_density + log_widths).exp()
     believed, filled = torch.where(mask, 1 / (1 + expected), 1.0), torch.where(mask, expected, data)
     estimate, best = log_density + log_widths, torch.full_like(data[:, 0], -torch.inf)
-    for curvature, smoothness in COORDINATES:
+    for directions, curvature, smoothness in COORDINATES:
         before = estimate - log_widths - mean
-        shapes = _chebyshev(_stretched(before, curvature))
+        shapes = _chebyshev(_stretched(before, curvature), directions)
         basis = torch.stack([shapes * _amplitudes(shapes.shape[2], *one).to(shapes) for one in smoothness], 1)
         m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
         repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
         mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
         found, which = evidence.nan_to_num(-torch.inf).view(m, n).max(1)
+        if directions == FEW_DIRECTIONS:
+            found = found + MUCH_MORE_LIKELY
         mode = mode.view(m, n, -1)[torch.arange(m, device=data.device), which]
         estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
     return estimate.clamp(*LOG_RATES)
@@ -100,7 +110,7 @@ def with_generic_basis(
         The local model with more directions, and the log rate at its mode.
     """
     seen = (~mask).to(data)
-    shapes = _chebyshev(_stretched(log_rate - log_widths, GENERIC_CURVATURE))[..., :GENERIC_DIRECTIONS]
+    shapes = _chebyshev(_stretched(log_rate - log_widths, GENERIC_CURVATURE), GENERIC_DIRECTIONS)
     k = torch.arange(shapes.shape[2]).to(shapes)
     shapes = shapes / (1 + k / 2)
     wider = model._replace(basis=torch.cat([model.basis, torch.zeros_like(shapes)], -1), weight=seen)
@@ -180,10 +190,10 @@ def _stretched(log_density: Tensor, curvature: float) -> Tensor:
     return (end - length / 2) / end[:, -1:]
 
 
-def _chebyshev(position: Tensor) -> Tensor:
-    """Evaluates the first Chebyshev polynomials at positions from 0 to 1, shape `(m, n_bins, k)`."""
+def _chebyshev(position: Tensor, most: int) -> Tensor:
+    """Evaluates at most so many Chebyshev polynomials at positions from 0 to 1, shape `(m, n_bins, k)`."""
     n_bins = position.shape[1]
-    k = torch.arange(min(SMOOTH_DIRECTIONS, max(3, n_bins // 2)), device=position.device).to(position)
+    k = torch.arange(min(most, max(3, n_bins // 2)), device=position.device).to(position)
     return torch.cos(k * torch.arccos(1 - 2 * position)[..., None])
 
 
