@@ -324,7 +324,7 @@ def stop_in_the_middle(folder, how, *, workers=1, pause=0.4):
     process = subprocess.Popen(
         [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=TESTS.parent
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list((folder / "toys").glob("*.npz"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]  # noqa: PT018
         time.sleep(0.02)

@@ -172,7 +172,7 @@ def test_killed_runs_continue_to_the_weights_of_an_undisturbed_one(tmp_path):
     train(compose(tmp_path / "undisturbed", *changes))
     arguments = command(tmp_path / "killed", *changes)
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (tmp_path / "killed" / "state" / "last.ckpt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
