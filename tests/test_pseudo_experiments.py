@@ -372,7 +372,7 @@ def test_a_script_without_its_main_guard_is_told_so(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_many_processes_leaves_none_behind(how, tmp_path, undisturbed):
-    words = stop_in_the_middle(tmp_path, how, workers=2)
+    words = stop_in_the_middle(tmp_path, how, workers=2, pause=1.5)
     if how is signal.SIGINT:
         assert words.count("Traceback") == 1, words
         assert "KeyboardInterrupt: stopped after" in words
