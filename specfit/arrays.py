@@ -6,7 +6,7 @@ goes back as numpy if no tensor was among the arguments.
 
 from __future__ import annotations
 
-__all__ = ["ArrayLike", "as_float64", "same_kind"]
+__all__ = ["ArrayLike", "as_float64", "same_kind", "usable_device"]
 
 import functools
 import inspect
@@ -44,6 +44,19 @@ def as_float64(value: ArrayLike, name: str) -> Tensor:
         )
     # A copy, so that no later change of the user's array reaches a frozen value.
     return torch.from_numpy(array.astype(np.float64))
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Returns the device that is named, if tensors can be put there.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # which of them depends on how torch was built
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"device: {str(device)!r} cannot be used here ({reason}); 'cpu' always can") from None
 
 
 def same_kind(formula: Callable[..., Tensor]) -> Callable[..., Any]:

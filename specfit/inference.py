@@ -19,7 +19,7 @@ from torch import Tensor
 
 from specfit import checkpoint as checkpoints
 from specfit import io
-from specfit.arrays import ArrayLike, as_float64
+from specfit.arrays import ArrayLike, as_float64, usable_device
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.fitter import Refit, refit_signals, refit_talk, refit_windows
@@ -58,9 +58,9 @@ class SpectrumFitter:
     """
 
     def __init__(self, net: BackgroundNet, edges: ArrayLike | None, *, device: str | torch.device = "cpu") -> None:
-        self.net = net.to(device).eval()
+        self.device = usable_device(device)
+        self.net = net.to(self.device).eval()
         self.edges = None if edges is None else as_float64(edges, "edges")
-        self.device = torch.device(device)
         n_bins = None if self.edges is None else len(self.edges) - 1
         if n_bins != net.n_bins:
             raise InputError(f"edges: the net has {net.n_bins or 'any number of'} bins, {n_bins or 'no'} bins came")

@@ -190,3 +190,8 @@ def test_draws_stay_positive_and_bounded_where_hardly_anything_is_known():
     assert drawn[:, 1].max() < 0.01
     assert drawn[:, 0].std() == pytest.approx(50, rel=0.01)
     assert drawn[:, 0].mean() == pytest.approx(1e4, abs=1)
+
+
+def test_a_device_that_is_not_there_is_said():
+    with pytest.raises(InputError, match=r"device: 'nowhere' cannot be used here .*; 'cpu' always can"):
+        SpectrumFitter.from_checkpoint(device="nowhere")

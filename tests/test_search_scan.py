@@ -16,7 +16,7 @@ import specfit
 from specfit import InputError, Spectrum, SpectrumFitter
 from specfit.search import gaussian_hypotheses, scan, template_hypotheses
 from specfit.search.chain import Chain, ChainResult
-from specfit.search.scanning import BackgroundOnly, make_chain
+from specfit.search.scanning import BackgroundOnly, _without_signal, fitted, make_chain
 
 EDGES = specfit.io.parse_edges("250:3000:50:log")
 
@@ -288,3 +288,13 @@ def test_pseudo_experiments_come_from_backgrounds_that_the_data_allow():
     error = expected.diagonal().sqrt()
     assert ((torch.cov(drawn.T) - expected).abs() / (error[:, None] * error)).max() < 0.03
     assert ((drawn.mean(0) - background - peaks).abs() / error).max() < 0.05
+
+
+def test_backgrounds_drawn_beside_known_peaks_believe_every_bin_as_the_joint_fit_does(counts, fitter):
+    """Errors do not depend on how far the net itself distrusts bins: the fit that they belong to did not."""
+    fitter, fit = fitted(counts, EDGES, checkpoint=fitter, mask=None)
+    chain = make_chain(fitter, fit, mass=[1000.0], known=[(500.0, 25.0)])
+    rows = chain.rows(fit.spectrum.counts[None])
+    distrusting = rows._replace(model=rows.model._replace(weight=0.1 * rows.model.weight))
+    for one, other in zip(_without_signal(chain, fit, rows), _without_signal(chain, fit, distrusting), strict=True):
+        assert torch.equal(one, other)

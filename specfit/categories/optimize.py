@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
+from specfit.arrays import usable_device
 from specfit.categories.base import Bins
 from specfit.categories.evaluation import Evaluation, bias_of, evaluate, mean_bias
 from specfit.categories.events import Events
@@ -116,7 +117,7 @@ def optimize(
     """
     if min(epochs, restarts, record_every, batch_size or 1) < 1:
         raise InputError("epochs, restarts, record_every, batch_size: 1 or more are expected")
-    _check_device(device)
+    device = usable_device(device)
     goal = Objective() if objective is None else objective
     seen, unseen = (events, None) if test_fraction == 0 else events.split(test_fraction, rng=rng)
     task = _Task(
@@ -135,14 +136,6 @@ def optimize(
     )
     runs = _climb_from_all(bins, task, restarts, progress)
     return _judged(runs, task, everything=events, unseen=unseen)
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # which of them depends on how torch was built
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"device: {str(device)!r} cannot be used here ({reason}); 'cpu' always can") from None
 
 
 def evaluate_events(
@@ -182,7 +175,7 @@ class _Task:
     batch_size: int | None
     record_every: int
     rng: torch.Generator
-    device: str | torch.device
+    device: torch.device
 
     def factors(self, bins: Bins) -> Tensor | None:
         return _factors(bins, self.sample, self.window)
@@ -325,9 +318,7 @@ class _Log:
         return _Run(bins, task.evaluate(bins), history, sorted(self.seconds)[n // 2])
 
 
-def _arrange(
-    events: Events, *, signals: Sequence[str], window: MassWindow | None, device: str | torch.device
-) -> Sample:
+def _arrange(events: Events, *, signals: Sequence[str], window: MassWindow | None, device: torch.device) -> Sample:
     """Arranges events; with a mass window, signals and backgrounds that are not scaled count in it only."""
     scaled = None
     if window is not None:

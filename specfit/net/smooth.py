@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ["SMOOTH_DIRECTIONS", "smooth_estimate", "with_generic_basis"]
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +32,28 @@ from specfit.significance import deviance_p_value, poisson_deviance
 SMOOTH_DIRECTIONS = 24
 # How smooth a spectrum may be: pairs a, p for polynomials of amplitude a / (1 + k / 2)^p; and that of a straight line.
 SMOOTHNESS, OF_A_LINE = ((5.0, 1.5), (3.0, 2.5), (2.0, 4.0)), 10.0
-# The coordinates of the first estimate, one after the other: number of polynomials, the curvature of the log density,
-# over the number of bins squared, from where on it is stretched, and which amplitudes are tried there. The first is the
-# bin number with few polynomials: others have to be much more likely, more than a signal of five standard deviations
-# makes them, or they would follow it.
-FEW_DIRECTIONS, MUCH_MORE_LIKELY = 8, 15.0
+
+
+class _Coordinate(NamedTuple):
+    """Polynomials of the first estimate in one coordinate: the bin number, stretched where the spectrum bends."""
+
+    directions: int
+    """Number of polynomials."""
+    curvature: float
+    """Of the log density, over the number of bins squared: from where on the bin number is stretched."""
+    smoothness: tuple[tuple[float, float], ...]
+    """Amplitudes that are tried."""
+    favour: float = 0.0
+    """Added to the log evidence."""
+
+
+# One after the other, each made from the estimate before. Many polynomials have to be much more likely than few, more
+# than a signal of five standard deviations makes them, or they would follow it.
 COORDINATES = (
-    (FEW_DIRECTIONS, math.inf, ((2.0, 2.5),)),
-    (SMOOTH_DIRECTIONS, 10.0, SMOOTHNESS[:1]),
-    (SMOOTH_DIRECTIONS, 30.0, SMOOTHNESS[::2]),
-    (SMOOTH_DIRECTIONS, 300.0, SMOOTHNESS),
+    _Coordinate(8, math.inf, ((2.0, 2.5),), favour=15.0),
+    _Coordinate(SMOOTH_DIRECTIONS, 10.0, SMOOTHNESS[:1]),
+    _Coordinate(SMOOTH_DIRECTIONS, 30.0, SMOOTHNESS[::2]),
+    _Coordinate(SMOOTH_DIRECTIONS, 300.0, SMOOTHNESS),
 )
 MOST_STRETCHED = 30.0
 # Polynomials of the generic basis, their coordinate, and amplitudes that the evidence chooses from. A spectrum that is
@@ -75,16 +88,15 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     expected = (log_density + log_widths).exp()
     believed, filled = torch.where(mask, 1 / (1 + expected), 1.0), torch.where(mask, expected, data)
     estimate, best = log_density + log_widths, torch.full_like(data[:, 0], -torch.inf)
-    for directions, curvature, smoothness in COORDINATES:
+    for coordinate in COORDINATES:
         before = estimate - log_widths - mean
-        shapes = _chebyshev(_stretched(before, curvature), directions)
-        basis = torch.stack([shapes * _amplitudes(shapes.shape[2], *one).to(shapes) for one in smoothness], 1)
+        shapes = _chebyshev(_stretched(before, coordinate.curvature), coordinate.directions)
+        amplitudes = [_amplitudes(shapes.shape[2], *one).to(shapes) for one in coordinate.smoothness]
+        basis = torch.stack([shapes * one for one in amplitudes], 1)
         m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
         repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
         mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
-        found, which = evidence.nan_to_num(-torch.inf).view(m, n).max(1)
-        if directions == FEW_DIRECTIONS:
-            found = found + MUCH_MORE_LIKELY
+        found, which = (evidence.nan_to_num(-torch.inf) + coordinate.favour).view(m, n).max(1)
         mode = mode.view(m, n, -1)[torch.arange(m, device=data.device), which]
         estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
     return estimate.clamp(*LOG_RATES)

@@ -102,7 +102,7 @@ def scan(
     toys = None
     if n_toys:
         running = Running(seed=seed, workers=workers, scheduler=scheduler, store=store, progress=progress)
-        job = BackgroundOnly(chain, *_without_signal(fit, rows))
+        job = BackgroundOnly(chain, *_without_signal(chain, fit, rows))
         toys = running.values(job, n_toys, chunk_size=CHUNK)["local_z"]
     global_p = _global_p_values(chain, rows, toys, seed=seed)
     return _result(chain, fit, rows, global_p, known=known, level=level, n_toys=n_toys)
@@ -276,7 +276,7 @@ def _global_p_by_correlation(chain: Chain, rows: Rows, *, seed: int) -> float:
     return float(global_p_of_largest(chain, z, data, rate=rate[None], basis=basis[None], seed=(seed, 0)))
 
 
-def _without_signal(fit: BackgroundFit, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def _without_signal(chain: Chain, fit: BackgroundFit, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Returns background, factor of its covariance and known peaks, as fitted without the tested signal, events."""
     if rows.columns.shape[1] == 1:
         unit = fit.spectrum.content_per_event
@@ -284,8 +284,8 @@ def _without_signal(fit: BackgroundFit, rows: Rows) -> tuple[Tensor, Tensor, Ten
         return background, fit.factor / unit, torch.zeros_like(background)
     best = int(rows.local_z.argmax())
     background = rows.without.background[best]
-    model = rows.model.basis[best, None], rows.model.weight[best, None]
-    factor = gaussian_prediction(background.clamp(min=TINY).log()[None], *model).factor[0]
+    log_rate, basis = background.clamp(min=TINY).log()[None], rows.model.basis[best, None]
+    factor = gaussian_prediction(log_rate, basis, chain.weight(log_rate)).factor[0]
     return background, factor, rows.without.yields[best] @ rows.columns[best, 1:]
 
 
