@@ -1,12 +1,14 @@
 """Calibrates the errors of a trained net again, on spectra sampled as in its training, and writes it back.
 
-A training ends with the same step; this is for a checkpoint from before it, or for more spectra. The background that
-the net answers stays as it is; its errors and its sense of novelty are learned anew. The checkpoint is replaced in one
-step, in the precision that it has, and its card says what was done. Figures of a shipped net are of its old
-errors then: they are taken out of the card, and scripts/ship.py measures them again.
+A training ends with these steps; this is for a checkpoint from before them, or for more spectra. The background that
+the net answers stays as it is; its errors, its sense of novelty and the errors of signals fitted beside its backgrounds
+are learned anew, with --yields only the last. The checkpoint is replaced in one step, in the precision that it has,
+and its card says what was done. Figures of a shipped net are of its old errors then: unless it was --yields they are
+taken out of the card, and scripts/ship.py measures them again.
 
     python scripts/calibrate.py runs/reference
     python scripts/calibrate.py checkpoints/reference.safetensors --size 20000
+    python scripts/calibrate.py checkpoints/reference.safetensors --size 20000 --yields
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from hydra.utils import instantiate
 import specfit
 from specfit import checkpoint as checkpoints
 from specfit.generator import SpectrumGenerator, WideGenerator
-from specfit.training.calibrate import Calibration, calibrate
+from specfit.net import CalibratedNet
+from specfit.training.calibrate import calibrate
+from specfit.training.calibrate_yields import calibrate_yields
 
 SIZE, SEED = 20_000, 1
 # A card may come from a stranger: it names only what makes spectra.
@@ -42,16 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     parser.set_defaults(seed=SEED)
     parser.add_argument("checkpoint", help="checkpoint file, folder of a finished run, or name of a shipped net")
     parser.add_argument("--size", type=positive, default=SIZE, help="spectra to learn from (default: %(default)s)")
+    parser.add_argument("--yields", action="store_true", help="only the errors of the yields of signals")
     options = parser.parse_args(arguments)
     path = checkpoints.find(options.checkpoint)
     loaded, half = checkpoints.load(path), checkpoints.is_half(path)
-    found = calibrate(loaded.net, _generator(loaded.card, path.name), size=options.size, seed=options.seed)
-    if found is None:
-        raise specfit.InputError(f"{path}: a {type(loaded.net).__name__} has no errors that can be calibrated")
+    generator, net = _generator(loaded.card, path.name), loaded.net
+    if not isinstance(net, CalibratedNet):
+        raise specfit.InputError(f"{path}: a {type(net).__name__} has no errors that can be calibrated")
+    figures: dict[str, float] = {}
+    if not options.yields:
+        figures |= calibrate(net, generator, size=options.size, seed=options.seed)._asdict()
+    figures |= calibrate_yields(net, generator, size=-(-options.size // 2), seed=options.seed)._asdict()
     command = ["scripts/calibrate.py", options.checkpoint, "--size", str(options.size), "--seed", str(options.seed)]
-    card = _with_calibration(loaded.card, shlex.join(command), found)
+    card = _with_calibration(loaded.card, shlex.join(command), figures, only_yields=options.yields)
     checkpoints.save(dataclasses.replace(loaded, card=card), path, half=half)
-    figures = found._asdict()
     print_table(f"Pulls, {path}", [figures])
     write_json(options.json, options, figures)
     return figures
@@ -82,12 +90,16 @@ def _targets(config: Any) -> set[str]:
     return set().union(*(_targets(value) for value in config)) if isinstance(config, list) else set()
 
 
-def _with_calibration(card: dict[str, Any], command: str, found: Calibration) -> dict[str, Any]:
-    pulls = {f"pull/{name}": round(value, 6) for name, value in found._asdict().items()}
-    changed = card | {"calibrated": command, "figures": card.get("figures", {}) | pulls}
+def _with_calibration(
+    card: dict[str, Any], command: str, figures: dict[str, float], *, only_yields: bool
+) -> dict[str, Any]:
+    pulls = {f"pull/{name}": round(value, 6) for name, value in figures.items()}
+    changed = card | {"figures": card.get("figures", {}) | pulls}
+    if only_yields:
+        return changed | {"calibrated_yields": command + " --yields"}
     if "shipped" in card:
         changed["shipped"] = {name: value for name, value in card["shipped"].items() if name != "figures"}
-    return changed
+    return changed | {"calibrated": command}
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def small_net():
 
 @pytest.fixture
 def quick_calibration(monkeypatch):
-    monkeypatch.setattr("specfit.training.calibrate.STEPS", 60)
+    for room in ("calibrate", "calibrate_yields"):
+        monkeypatch.setattr(f"specfit.training.{room}.STEPS", 60)
 
 
 MIXTURE = {
@@ -165,7 +166,7 @@ def test_calibrate_changes_the_errors_and_nothing_else(script, json_of, small_ne
     assert checkpoint.is_half(path) is half
     for name, tensor in before.net.state_dict().items():
         same = torch.equal(after.net.state_dict()[name], tensor)
-        assert same or name.startswith(("error_scale.", "novelty."))
+        assert same or name.startswith(("error_scale.", "yield_scale.", "novelty."))
         scaled += not same
     assert scaled > 5
     assert after.card["config"] == before.card["config"]

@@ -129,7 +129,8 @@ def finished(tmp_path_factory):
     """The folder of a small finished run and what it left behind."""
     run_dir = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("specfit.training.calibrate.STEPS", 100)  # tests of the calibration itself take all
+        for room in ("calibrate", "calibrate_yields"):  # tests of the calibration itself take all steps
+            patch.setattr(f"specfit.training.{room}.STEPS", 100)
         return run_dir, train(compose(run_dir, "callbacks.pictures.every_n_epochs=1"))
 
 

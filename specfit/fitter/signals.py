@@ -5,8 +5,7 @@ In each round
 1. the score of every hypothesis is computed from the fit of the background alone (`specfit.signal.score`), and the
    p-value of the largest one anywhere (`specfit.signal.look_elsewhere.tube_p_value`);
 2. where that is small, the best signals of different widths are fitted beside the background by a net that does not
-   see them (`specfit.signal.extraction`), and the p-value is that of the largest likelihood ratio, with the calibrated
-   error of the background;
+   see them (`specfit.signal.extraction`), and the p-value is that of the largest local significance;
 3. where it is still small, the window of the signal is masked: its bins weigh nothing from then on, the net is shown
    the background of the joint fit there, and answers again.
 """
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, as_mask, room_to_mask
 from specfit.net import CalibratedNet, LocalModel
-from specfit.signal.extraction import Rows, extract
+from specfit.signal.extraction import extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
-from specfit.signal.joint_fit import fit_jointly, yield_widening
+from specfit.signal.joint_fit import fit_jointly
 from specfit.signal.look_elsewhere import tube_p_value
 from specfit.signal.score import path_length, score_test
 
@@ -171,22 +170,11 @@ class _Search:
         each = torch.arange(len(rows), device=rows.device)
         spectrum = each.repeat_interleave(number.shape[1])
         fits = extract(self.net, data, self._columns(number), spectrum=spectrum, edges=self.edges, mask=mask)
-        local_z = fits.local_z / self._of_calibration(spectra, rows, spectrum, fits)
-        largest = local_z.view(number.shape).max(-1)
+        largest = fits.local_z.view(number.shape).max(-1)
         background = fits.fit.background.view(*number.shape, data.shape[1])[each, largest.indices]
         p_value = self._p_value(largest.values, length)
         found = _Significant(rows, number[each, largest.indices], largest.values, p_value, background)
         return found.of(p_value < self.false_alarm)
-
-    def _of_calibration(self, spectra: _Spectra, rows: Tensor, spectrum: Tensor, fits: Rows) -> Tensor:
-        """Returns by how much the calibration of the background's error widens that of each yield, at least 1."""
-        # A search keeps the error of the likelihood; here what the net does not know of a background must mask nothing.
-        (model, log_rate), mask = spectra.answer(rows), spectra.mask[rows]
-        weight = (~mask).to(log_rate)
-        wider = self.net.widening(log_rate, model.basis, weight=weight, mask=mask).clamp(min=1.0)[spectrum]
-        rate = fits.fit.background + fits.fit.yields[:, :1].clamp(min=0.0) * fits.columns[:, 0]
-        variance = fits.fit.covariance[:, 0, 0]
-        return yield_widening(wider, fits.columns[:, 0], rate, weight=weight[spectrum], variance=variance)
 
     def _candidates(self, spectra: _Spectra, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Takes the spectra whose scores pass; `(r,)`, the best signal of each width, `(r, n)`, path lengths `(r,)`."""

@@ -3,15 +3,16 @@ r"""What simulation teaches about a net after its training: how far its errors a
 `ErrorScale` multiplies the error of each bin by a factor that depends on how many events there are and how much the
 data decided; not on how well the fit describes them, or a signal would widen the very error that it is judged by. The
 posterior of a learned basis knows what the data leave open; it does not know by how much the net's mean and basis miss
-the truth, and that is what the factor adds. All correlations stay as they are. `Novelty` measures how far the net's own
-features of a spectrum lie from those of simulated ones.
+the truth, and that is what the factor adds. All correlations stay as they are. `YieldScale` does the same for the yield
+of a signal fitted beside the background (`specfit.signal.yield_error` says what it depends on). `Novelty` measures how
+far the net's own features of a spectrum lie from those of simulated ones.
 
-Both are learned by `specfit.training.calibrate` and are part of the net's weights. Untrained they change nothing.
+All are learned by `specfit.training.calibrate` and are part of the net's weights. Untrained they change nothing.
 """
 
 from __future__ import annotations
 
-__all__ = ["CalibratedNet", "ErrorScale", "Novelty"]
+__all__ = ["N_OF_YIELD", "CalibratedNet", "ErrorScale", "Novelty", "YieldScale"]
 
 import math
 from abc import abstractmethod
@@ -24,6 +25,10 @@ from specfit.net.base import BackgroundNet, LocalModel, Prediction
 from specfit.net.posterior import gaussian_prediction
 
 N_OF_SPECTRUM, N_OF_BIN, HIDDEN = 3, 4, 24
+N_OF_YIELD = 15
+"""Features that the factor on the error of a yield depends on."""
+# Logs of the factor on the error of a yield stay within these: no error is made smaller than its fit says.
+YIELD_LOG_FACTORS = (0.0, 3.0)
 
 
 class ErrorScale(nn.Module):
@@ -60,6 +65,25 @@ class ErrorScale(nn.Module):
         middle = (4 * position * (1 - position)).expand_as(rate)
         of_bin = [(1 + rate).log() / 5, (leverage + 1e-4).log() / 3, middle, 1 - used]
         return torch.stack(of_spectrum, -1).float(), torch.stack(of_bin, -1).float()
+
+
+class YieldScale(nn.Module):
+    """A factor on the error of the yield of a signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        last = nn.Linear(HIDDEN, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.log_factor = nn.Sequential(
+            nn.Linear(N_OF_YIELD, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), last
+        )
+        self.requires_grad_(False)  # the training of the net does not touch it
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features `(r, N_OF_YIELD)`, float32, to factors `(r,)`, float64."""
+        log_factor: Tensor = self.log_factor(features)[:, 0]
+        return log_factor.double().clamp(*YIELD_LOG_FACTORS).exp()
 
 
 class Novelty(nn.Module):
@@ -108,7 +132,8 @@ class CalibratedNet(BackgroundNet):
 
     def __init__(self, n_bins: int | None, *, n_features: int, arguments: dict[str, Any]) -> None:
         super().__init__(n_bins, keeps_total=False, arguments=arguments)
-        self.error_scale, self.novelty = ErrorScale(), Novelty(n_features)
+        self.error_scale, self.yield_scale, self.novelty = ErrorScale(), YieldScale(), Novelty(n_features)
+        self.register_load_state_dict_pre_hook(_without_yield_scale)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def fitted(
@@ -130,15 +155,8 @@ class CalibratedNet(BackgroundNet):
         scaled: Prediction = self.error_scale(raw, mask)
         return scaled._replace(novelty=self.novelty(model.features).double())
 
-    def widening(self, log_rate: Tensor, basis: Tensor, *, weight: Tensor, mask: Tensor) -> Tensor:
-        """Computes the factor that the calibration puts on the variance of each bin, shape `(m, n_bins)`.
 
-        Args:
-            log_rate: Of the background, shape `(m, n_bins)`.
-            basis: Of the local model, shape `(m, n_bins, k)`.
-            weight: How far each bin is believed, shape `(m, n_bins)`.
-            mask: True for bins that are left out, shape `(m, n_bins)`.
-        """
-        raw = gaussian_prediction(log_rate, basis, weight)
-        scaled, unscaled = (p.factor.square().sum(-1) for p in (self.error_scale(raw, mask), raw))
-        return (scaled / unscaled).nan_to_num(1.0, 1.0, 1.0)
+def _without_yield_scale(net: CalibratedNet, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Lets weights from before there was a scale of yields be read: it changes nothing then."""
+    for name, tensor in net.yield_scale.state_dict(prefix=f"{prefix}yield_scale.").items():
+        weights.setdefault(name, tensor)

@@ -10,8 +10,10 @@ For each row, a hypothesis of a spectrum,
 The local significance is :math:`\pm\sqrt{q_0}` from the likelihoods with and without the signal. Each of the two may
 use whichever of the net's local models describes the data better with it, that of the data as they are or that of the
 data without the signal: where a background of its own explains the data as well, there is no significance (discrete
-profiling, arXiv:1408.6865), and its error is as much wider. The net's calibration (`specfit.net.error_scale`) is not in
-them: it answers for what a fit of the background alone does not see, which the second pass finds.
+profiling, arXiv:1408.6865), and its error is as much wider. By how much the net's local models miss a background that
+bends as fast as the signal does no likelihood knows: what simulation taught the net (`specfit.signal.yield_error`)
+multiplies the error and divides the significance. The calibration of the background's own error is not in them: it
+answers for what a fit of the background alone does not see, which the second pass finds.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from specfit.net import CalibratedNet, LocalModel
 from specfit.signal.joint_fit import TINY, JointFit, fit_jointly
+from specfit.signal.yield_error import yield_features
 
 # Signals above so many standard deviations are taken out of what the net sees, at most so many times.
 SEEN_ABOVE, MOST_PASSES = 0.5, 4
@@ -53,6 +56,8 @@ class Rows(NamedTuple):
     """The same model without the tested signal."""
     widening: Tensor
     """By how much the error of the tested yield is wider than this local model knows, shape `(r,)`."""
+    features: Tensor
+    """What the learned part of that depends on, shape `(r, n_features)`."""
 
     @property
     def error(self) -> Tensor:
@@ -84,7 +89,16 @@ def extract(
     first = _fitted(data, columns, LocalModel(*(t[spectrum] for t in once)), left_out)
     at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
     rows = _without_signals_for_the_net(net, first, edges, left_out)
-    return rows._replace(widening=_absorption(rows, *at_first))
+    absorption = _absorption(rows, *at_first)
+    features = yield_features(
+        columns[:, 0],
+        rows.fit.background,
+        edges=edges,
+        weight=(~left_out).to(data),
+        variance=rows.fit.covariance[:, 0, 0],
+        absorption=absorption,
+    )
+    return rows._replace(widening=absorption * net.yield_scale(features), features=features)
 
 
 def plausible(net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor) -> LocalModel:
@@ -100,7 +114,7 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, mask: Tensor) -> R
     without = fit_jointly(data, model.log_mean, model.basis, columns[:, 1:], weight=weight)
     start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
     fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
-    return Rows(data, columns, model, fit, without, torch.ones_like(fit.nll))
+    return Rows(data, columns, model, fit, without, torch.ones_like(fit.nll), data.new_zeros(len(data), 0))
 
 
 def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor) -> Rows:

@@ -16,7 +16,7 @@ Source: Cowan, Cranmer, Gross, Vitells, arXiv:1007.1727 (test statistics).
 
 from __future__ import annotations
 
-__all__ = ["JointFit", "fit_jointly", "yield_widening"]
+__all__ = ["JointFit", "fit_jointly"]
 
 from typing import NamedTuple
 
@@ -91,27 +91,6 @@ def fit_jointly(
     expected = problem.rates(torch.cat([c, yields.clamp(min=0.0)], -1))
     lower = torch.linalg.cholesky_ex(_information(problem, *expected)[1])[0]
     return JointFit(background, yields, _last_block(lower, q), nll, c)
-
-
-def yield_widening(wider: Tensor, template: Tensor, rate: Tensor, *, weight: Tensor, variance: Tensor) -> Tensor:
-    """Computes by how much the error of a yield grows where that of its background grows.
-
-    Args:
-        wider: Factor on the variance of the background, shape `(m, n_bins)`.
-        template: Of the signal, shape `(m, n_bins)`.
-        rate: Expected events of background and signal, shape `(m, n_bins)`.
-        weight: 0 for masked bins, 1 for others, shape `(m, n_bins)`.
-        variance: Of the yield, from the joint fit, shape `(m,)`.
-
-    Returns:
-        Factor on the standard error, shape `(m,)`.
-    """
-    information = weight * template.square() / rate.clamp(min=TINY)
-    total = information.sum(-1).clamp(min=TINY**2)
-    mean = (wider * information).sum(-1) / total
-    # What a known background would leave of the variance is the signal's own.
-    of_background = (1 - 1 / (total * variance)).clamp(0.0, 1.0)
-    return (1 + of_background * (mean - 1)).clamp(min=TINY).sqrt()
 
 
 class _Problem(NamedTuple):

@@ -37,10 +37,8 @@ class Calibration(NamedTuple):
     """Share of bins whose truth lies within 1.96 errors."""
 
 
-def calibrate(
-    net: BackgroundNet, generator: SpectrumGenerator | WideGenerator, *, size: int, seed: int
-) -> Calibration | None:
-    """Learns the net's error scale and its novelty from pure backgrounds; None for nets that have neither.
+def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, *, size: int, seed: int) -> Calibration:
+    """Learns the net's error scale and its novelty from pure backgrounds.
 
     The logarithm of the factor on a bin's error maximises the likelihood of the pulls; a common factor then makes
     68.27 % of them lie within one error.
@@ -51,8 +49,6 @@ def calibrate(
         size: Number of spectra to learn from; a quarter as many more judge the result.
         seed: Decides the spectra and the first weights of the scale.
     """
-    if not isinstance(net, CalibratedNet):
-        return None
     net.eval()
     pure = generator.without_signal()
     batches = [pure.sample(BATCH, rng=independent_rng((seed, 0, i))) for i in range(-(-size // BATCH))]

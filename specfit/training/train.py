@@ -27,9 +27,10 @@ from specfit.checkpoint import IN_A_RUN, Checkpoint, load, save
 from specfit.errors import InputError
 from specfit.generator import SpectrumGenerator, WideGenerator
 from specfit.information_limit import information_limit
-from specfit.net import BackgroundNet
+from specfit.net import BackgroundNet, CalibratedNet
 from specfit.overrides import run_configured
 from specfit.training.calibrate import calibrate
+from specfit.training.calibrate_yields import calibrate_yields
 from specfit.training.datamodule import SpectrumDataModule
 
 
@@ -79,11 +80,11 @@ def train(cfg: DictConfig) -> Trained:
         chosen = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
         module.load_state_dict(chosen["state_dict"])
         (figures,) = trainer.validate(module, data, verbose=False)
-    calibration = calibrate(net, data.generator, size=cfg.calibration_size, seed=cfg.seed)
+    pulls = _calibrated(net, data.generator, cfg)
 
     figures |= {"spectra": float(trainer.global_step * data.batch_size * trainer.world_size)}
     figures |= {} if limit is None else {"limit": limit}
-    figures |= {} if calibration is None else {f"pull/{name}": value for name, value in calibration._asdict().items()}
+    figures |= {f"pull/{name}": value for name, value in pulls.items()}
     card["figures"] = {name: round(value, 6) for name, value in figures.items()}
     path = run_dir / IN_A_RUN
     if trainer.is_global_zero:
@@ -123,6 +124,15 @@ def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(wanted, written)
     return None
+
+
+def _calibrated(net: BackgroundNet, generator: SpectrumGenerator | WideGenerator, cfg: DictConfig) -> dict[str, float]:
+    """Calibrates a net that can be; the figures of its pulls."""
+    if not isinstance(net, CalibratedNet):
+        return {}
+    of_background = calibrate(net, generator, size=cfg.calibration_size, seed=cfg.seed)
+    of_yields = calibrate_yields(net, generator, size=-(-cfg.calibration_size // 2), seed=cfg.seed)
+    return of_background._asdict() | of_yields._asdict()
 
 
 def _make_net(cfg: DictConfig, data: SpectrumDataModule) -> BackgroundNet:
