@@ -163,8 +163,8 @@ def test_pseudo_data_are_fitted_and_searched_as_data_are(fitter, task):
     assert torch.equal(found["p_value"], again.p_value)
     assert torch.equal(found["background"], again.background)
     assert_allclose(found["local_z"], chain(counts).local_z.amax(1), rtol=1e-9)
-    one = largest_excess(chain, counts[1:2])[1]
-    assert_allclose(found["global_p"][1], one[0], rtol=1e-6)
+    one = largest_excess(chain, counts[1:2])
+    assert_allclose(found["global_p"][1], one.global_p[0], rtol=1e-6)
     assert toys.identity() != BackgroundToys(chain, task[1] * 2).identity()
 
 

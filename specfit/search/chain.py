@@ -19,7 +19,7 @@ from specfit.inference import SpectrumFitter
 from specfit.net import CalibratedNet, LocalModel
 from specfit.parallel import on_all_cores
 from specfit.search.toys.chunks import digest
-from specfit.signal.extraction import Rows, extract, plausible
+from specfit.signal.extraction import Rows, extract, extract_largest, plausible
 from specfit.signal.hypotheses import SignalHypotheses
 
 # Rows of spectrum and hypothesis that are fitted together.
@@ -76,6 +76,16 @@ class Chain:
         mask = self.mask.expand_as(counts)
         seen = self.fitter.fill(counts, mask, self.edges)
         return extract(self._net, seen, columns, spectrum=spectrum, edges=self.edges, mask=mask)
+
+    @torch.no_grad()
+    def largest_rows(self, counts: Tensor) -> tuple[Rows, Tensor]:
+        """Keeps everything of the most significant hypothesis of each spectrum, and which it is, shape `(m,)`."""
+        m, h = len(counts), len(self.hypotheses)
+        columns, spectrum = self._columns().repeat(m, 1, 1), torch.arange(m).repeat_interleave(h)
+        mask = self.mask.expand_as(counts)
+        seen = self.fitter.fill(counts, mask, self.edges)
+        rows, which = extract_largest(self._net, seen, columns, spectrum=spectrum, edges=self.edges, mask=mask)
+        return rows, which % h
 
     def local_model(self, counts: Tensor) -> LocalModel:
         """Asks the net what is plausible around counts `(m, n_bins)`; it does not see what is left out."""

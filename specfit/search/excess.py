@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-__all__ = ["global_p_of_largest", "largest_excess"]
+__all__ = ["LargestExcess", "global_p_of_largest", "largest_excess"]
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from specfit.parallel import on_all_cores
 from specfit.randomness import independent_rng
 from specfit.search.chain import ROWS_AT_A_TIME, Chain
 from specfit.signal.look_elsewhere import SAMPLES, global_p_value_of_maximum, significance_vectors
 
 
-def largest_excess(chain: Chain, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds the largest local significance of each spectrum and its global p-value from the correlation, both `(m,)`.
+class LargestExcess(NamedTuple):
+    """What is seen at the hypothesis with the largest local significance of each spectrum, shapes `(m,)`."""
+
+    number: Tensor
+    """Which hypothesis."""
+    yields: Tensor
+    """Fitted events of the signal."""
+    error: Tensor
+    """Standard error of the yield, the background's included."""
+    local_z: Tensor
+    global_p: Tensor
+    """Probability that a background shows one as large at any hypothesis, from their correlation."""
+
+
+def largest_excess(
+    chain: Chain, counts: Tensor, *, seed: tuple[int, ...] = (0,), samples: int = SAMPLES
+) -> LargestExcess:
+    """Finds the largest local significance of each spectrum, on all cores.
 
     Args:
         chain: The search.
-        counts: Events, shape `(m, n_bins)`.
+        counts: Events, shape `(m, n_bins)`, float64.
+        seed: Decides the samples behind the global p-values, like `samples`: how many.
+        samples: See `global_p_of_largest`.
     """
+
+    def in_some(some: Tensor) -> LargestExcess:
+        rows, number = chain.largest_rows(some)
+        z, of_background = rows.local_z, {"rate": rows.without.background, "basis": rows.model.basis}
+        p = global_p_of_largest(chain, z, some, **of_background, seed=seed, samples=samples)
+        return LargestExcess(number, rows.fit.yields[:, 0], rows.error, z, p)
+
     at_a_time = max(1, ROWS_AT_A_TIME // len(chain.hypotheses))
-    parts = [_largest_excess(chain, some) for some in torch.split(counts, at_a_time)]
-    z, p = (torch.cat(t) for t in zip(*parts, strict=True))
-    return z, p
-
-
-def _largest_excess(chain: Chain, counts: Tensor) -> tuple[Tensor, Tensor]:
-    rows, h = chain.rows(counts), len(chain.hypotheses)
-    z, best = rows.local_z.view(-1, h).max(1)
-    at = best + h * torch.arange(len(counts))
-    rate, basis = rows.without.background[at], rows.model.basis[at]
-    return z, global_p_of_largest(chain, z, counts, rate=rate, basis=basis, seed=(0,))
+    parts = on_all_cores(in_some, torch.split(counts, at_a_time))
+    return LargestExcess(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
 
 def global_p_of_largest(

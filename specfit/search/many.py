@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
-import torch
 from torch import Tensor
 
 from specfit import io
@@ -27,9 +26,8 @@ from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter
 from specfit.io.files import check_readable, replacing, write_json
 from specfit.masks import left_out_bins
-from specfit.parallel import on_all_cores
 from specfit.search.chain import Chain
-from specfit.search.excess import global_p_of_largest
+from specfit.search.excess import largest_excess
 from specfit.search.scanning import find_fitter, make_chain
 from specfit.search.tables import checked_ending, write_csv
 from specfit.search.toys.chunks import Chunk, chunks_of, digest
@@ -38,8 +36,8 @@ from specfit.search.toys.store import SOFTWARE, open_store
 from specfit.signal.hypotheses import SignalHypotheses, Width
 
 CHUNK = 256
-# Samples of the field of significances for each global p-value, and spectra that one thread takes at a time.
-SAMPLES, AT_A_TIME = 4000, 16
+# Samples of the field of significances for each global p-value.
+SAMPLES = 4000
 LEVELS = (3.0, 4.0, 5.0)
 FOUND = ("events", "mass", "width", "yields", "error", "local_z", "global_p", "p_value", "converged")
 """What is kept of every spectrum: of its largest excess, and of its background."""
@@ -187,28 +185,20 @@ class _Searcher:
         """Returns what is kept of a chunk."""
         fit = self.fit(rows, chunk)
         counts = fit.spectrum.counts
-        found = chain(counts)
-        z, best = found.local_z.max(1)
-        pieces = zip(*(torch.split(t, AT_A_TIME) for t in (z, fit.background.clamp(min=1e-9), counts)), strict=True)
-        p = torch.cat(on_all_cores(lambda piece: self._global_p(chain, *piece), pieces))
-        signals, chosen = chain.hypotheses, best[:, None]
+        found = largest_excess(chain, counts, seed=(self.seed, 0), samples=SAMPLES)
+        signals = chain.hypotheses
         columns = (
             fit.spectrum.total,
-            signals.mass[best],
-            signals.width[best],
-            found.yields.gather(1, chosen)[:, 0],
-            found.error.gather(1, chosen)[:, 0],
-            z,
-            p,
+            signals.mass[found.number],
+            signals.width[found.number],
+            found.yields,
+            found.error,
+            found.local_z,
+            found.global_p,
             fit.p_value,
             fit.converged,
         )
         return {name: column.numpy() for name, column in zip(FOUND, columns, strict=True)}
-
-    def _global_p(self, chain: Chain, z: Tensor, background: Tensor, counts: Tensor) -> Tensor:
-        basis = chain.local_model(counts).basis
-        seed = (self.seed, 0)
-        return global_p_of_largest(chain, z, counts, rate=background, basis=basis, seed=seed, samples=SAMPLES)
 
 
 def _rows(

@@ -93,12 +93,13 @@ def validate(
         _study(name, background, scan, signals, unit=unit, n_toys=n_toys, running=running.inside(f"background_{i}"))
         for i, (name, background) in enumerate(backgrounds.items())
     ]
-    z, p = largest_excess(scan, (fit.spectrum.counts / unit)[None])
-    criteria = criteria_of_data(fit, float(z), float(p), studies[0], alternative)
+    largest = largest_excess(scan, (fit.spectrum.counts / unit)[None])
+    global_p = float(largest.global_p)
+    criteria = criteria_of_data(fit, float(largest.local_z), global_p, studies[0], alternative)
     for study in studies:
         criteria += criteria_of_toys(study, unit=unit, seen=~scan.mask)
     return ValidationSheet(
-        spectrum=fit.spectrum, fit=fit, criteria=tuple(criteria), studies=tuple(studies), global_p=float(p)
+        spectrum=fit.spectrum, fit=fit, criteria=tuple(criteria), studies=tuple(studies), global_p=global_p
     )
 
 
@@ -118,8 +119,13 @@ class BackgroundToys:
         """Draws, fits and searches; p-values of fit and search `(size,)`, fitted backgrounds `(size, n_bins)`."""
         counts = torch.poisson(self.background.expand(size, -1), generator=rng)
         fit = self.chain.fitter.fit(Spectrum(counts, self.chain.edges), mask=self.chain.mask)
-        z, p = largest_excess(self.chain, counts)
-        return {"p_value": fit.p_value, "background": fit.background, "local_z": z, "global_p": p}
+        found = largest_excess(self.chain, counts)
+        return {
+            "p_value": fit.p_value,
+            "background": fit.background,
+            "local_z": found.local_z,
+            "global_p": found.global_p,
+        }
 
     def identity(self) -> dict[str, Any]:
         """Tells one job from another."""

@@ -18,7 +18,7 @@ answers for what a fit of the background alone does not see, which the second pa
 
 from __future__ import annotations
 
-__all__ = ["Rows", "extract", "plausible"]
+__all__ = ["Rows", "extract", "extract_largest", "plausible"]
 
 from typing import NamedTuple
 
@@ -37,6 +37,8 @@ SETTLED = 0.05
 LARGEST_SHARE = 10.0
 # Where a background of its own explains a signal, its error grows by no more than this.
 LARGEST_ABSORPTION = 10.0
+# What has at least this share of the largest significance of a spectrum, or is within this distance, may become it.
+NEAR_SHARE, NEAR_DISTANCE = 0.5, 0.5
 # Spectra that the net sees together.
 SPECTRA_AT_A_TIME = 1024
 
@@ -70,6 +72,13 @@ class Rows(NamedTuple):
         q0 = (2 * (self.without.nll - self.fit.nll)).clamp(min=0.0)
         return self.fit.yields[:, 0].sign() * q0.sqrt() / self.widening
 
+    def of(self, chosen: Tensor) -> Rows:
+        """Takes some, by indices `(r,)`."""
+        model = LocalModel(*(t[chosen] for t in self.model))
+        fit, without = (JointFit(*(t[chosen] for t in one)) for one in (self.fit, self.without))
+        data, columns, widening, features = (t[chosen] for t in (self.data, self.columns, self.widening, self.features))
+        return Rows(data, columns, model, fit, without, widening, features)
+
 
 def extract(
     net: CalibratedNet, counts: Tensor, columns: Tensor, *, spectrum: Tensor, edges: Tensor, mask: Tensor
@@ -85,20 +94,45 @@ def extract(
         mask: True for bins that weigh nothing, shape `(m, n_bins)`.
     """
     once = plausible(net, counts, edges=edges, mask=mask)
-    data, left_out = counts[spectrum], mask[spectrum]
-    first = _fitted(data, columns, LocalModel(*(t[spectrum] for t in once)), left_out)
-    at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
-    rows = _without_signals_for_the_net(net, first, edges, left_out)
-    absorption = _absorption(rows, *at_first)
-    features = yield_features(
-        columns[:, 0],
-        rows.fit.background,
-        edges=edges,
-        weight=(~left_out).to(data),
-        variance=rows.fit.covariance[:, 0, 0],
-        absorption=absorption,
-    )
-    return rows._replace(widening=absorption * net.yield_scale(features), features=features)
+    first = _fitted(counts[spectrum], columns, LocalModel(*(t[spectrum] for t in once)), mask[spectrum])
+    return _finished(net, first, edges, mask[spectrum])
+
+
+def extract_largest(
+    net: CalibratedNet, counts: Tensor, columns: Tensor, *, spectrum: Tensor, edges: Tensor, mask: Tensor
+) -> tuple[Rows, Tensor]:
+    """Takes the most significant signal out of every spectrum, several times faster than all of them.
+
+    Only rows that come near the largest significance of their spectrum at first are asked about again.
+
+    Args:
+        net: As for `extract`, like all others.
+        counts: Events.
+        columns: Templates of each row.
+        spectrum: Which counts each row is about; each has at least one row.
+        edges: Bin edges.
+        mask: True for bins that weigh nothing.
+
+    Returns:
+        One row for each spectrum, and which of the rows that came it is, shape `(m,)`.
+    """
+    once = plausible(net, counts, edges=edges, mask=mask)
+    first = _fitted(counts[spectrum], columns, LocalModel(*(t[spectrum] for t in once)), mask[spectrum])
+    first = _calibrated(net, first, edges, mask[spectrum], absorption=first.widening)
+    z = first.local_z
+    largest = _largest_of_each(z, spectrum, len(counts))
+    near = z >= torch.minimum(NEAR_SHARE * largest, largest - NEAR_DISTANCE)[spectrum]
+    rows = near.nonzero()[:, 0]
+    some = _finished(net, first.of(rows), edges, mask[spectrum[rows]])
+    z, spectrum = some.local_z, spectrum[rows]
+    is_largest = (z == _largest_of_each(z, spectrum, len(counts))[spectrum]).nonzero()[:, 0]
+    best = torch.empty_like(counts[:, 0], dtype=torch.int64)
+    best[spectrum[is_largest]] = is_largest
+    return some.of(best), rows[best]
+
+
+def _largest_of_each(z: Tensor, spectrum: Tensor, size: int) -> Tensor:
+    return z.new_full((size,), -torch.inf).scatter_reduce(0, spectrum, z, "amax")
 
 
 def plausible(net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor) -> LocalModel:
@@ -115,6 +149,26 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, mask: Tensor) -> R
     start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
     fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
     return Rows(data, columns, model, fit, without, torch.ones_like(fit.nll), data.new_zeros(len(data), 0))
+
+
+def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor) -> Rows:
+    """Asks the net again where there is a signal, and says by how much errors are wider than it knows."""
+    at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
+    rows = _without_signals_for_the_net(net, first, edges, mask)
+    return _calibrated(net, rows, edges, mask, absorption=_absorption(rows, *at_first))
+
+
+def _calibrated(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, absorption: Tensor) -> Rows:
+    """Widens the errors by what another background explains, and by what simulation taught."""
+    features = yield_features(
+        rows.columns[:, 0],
+        rows.fit.background,
+        edges=edges,
+        weight=(~mask).to(rows.data),
+        variance=rows.fit.covariance[:, 0, 0],
+        absorption=absorption,
+    )
+    return rows._replace(widening=absorption * net.yield_scale(features), features=features)
 
 
 def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor) -> Rows:
