@@ -8,7 +8,7 @@ temporary name and renamed.
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT", "Checkpoint", "find", "is_half", "load", "save"]
+__all__ = ["ANY_BINNING", "DEFAULT", "Checkpoint", "find", "is_half", "load", "save"]
 
 import json
 from dataclasses import dataclass, field
@@ -27,6 +27,8 @@ from specfit.resources import folder
 FORMAT = 1
 DEFAULT = "reference.safetensors"
 """The shipped checkpoint that is used when none is named."""
+ANY_BINNING = "any_binning"
+"""Name of the shipped checkpoint for all spectra whose edges are not those of the default."""
 IN_A_RUN = "checkpoint.safetensors"
 
 

@@ -11,8 +11,9 @@ __all__ = ["REFITS", "EdgesMismatchError", "SpectrumFitter", "refit_rule", "smoo
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class SpectrumFitter:
         net: A trained net.
         edges: Bin edges, shape `(n_bins + 1,)`; None for a net of any binning.
         device: Where the net runs.
+        any_binning: Whether the shipped net of any binning fits the spectra with other edges.
 
     Example:
         >>> fitter = SpectrumFitter.from_checkpoint()
@@ -57,19 +59,39 @@ class SpectrumFitter:
         (torch.Size([50]), torch.Size([50, 50]))
     """
 
-    def __init__(self, net: BackgroundNet, edges: ArrayLike | None, *, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        net: BackgroundNet,
+        edges: ArrayLike | None,
+        *,
+        device: str | torch.device = "cpu",
+        any_binning: bool = False,
+    ) -> None:
         self.device = usable_device(device)
         self.net = net.to(self.device).eval()
         self.edges = None if edges is None else as_float64(edges, "edges")
         n_bins = None if self.edges is None else len(self.edges) - 1
         if n_bins != net.n_bins:
             raise InputError(f"edges: the net has {net.n_bins or 'any number of'} bins, {n_bins or 'no'} bins came")
+        self._takes_any, self._of_any_binning = any_binning, cast("SpectrumFitter | None", None)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | None = None, *, device: str = "cpu") -> SpectrumFitter:
-        """Loads a checkpoint: a file, the folder of a run, or None for the shipped default."""
+        """Loads a checkpoint: a file, the folder of a run, or None for what is shipped.
+
+        What is shipped fits any spectrum: the net of the reference task those with its edges, that of any binning the
+        others.
+        """
         loaded = checkpoints.load(path)
-        return cls(loaded.net, loaded.edges, device=device)
+        return cls(loaded.net, loaded.edges, device=device, any_binning=path is None)
+
+    def chosen_for(self, spectrum: Any, edges: ArrayLike | None = None) -> SpectrumFitter:
+        """Returns what fits a spectrum (arguments as for `fit`): itself, or that of any binning where edges differ.
+
+        Raises:
+            EdgesMismatchError: The edges are not those of the checkpoint, and it was named.
+        """
+        return self._read(spectrum, edges)[0]
 
     def fit(
         self,
@@ -85,7 +107,7 @@ class SpectrumFitter:
             spectrum: A Spectrum, counts of shape `(n_bins,)` or `(m, n_bins)`, or anything that `specfit.read` takes.
                 Its gaps are left out like what `mask` names.
             edges: Bin edges for bare counts. Left out, they are the checkpoint's own if the length fits; a net of any
-                binning assumes bins of equal width and says so.
+                binning assumes bins of equal width. The message says which.
             mask: Bins to leave out (a blinded window, say): windows `[(low, high), ...]` in the unit of the edges, of
                 which every bin that overlaps is left out, or true for each such bin, shape `(n_bins,)` or
                 `(m, n_bins)`. The background there is interpolated, with the error of that.
@@ -98,8 +120,10 @@ class SpectrumFitter:
             EdgesMismatchError: The edges are not those of the checkpoint; says how to train for them.
         """
         rule = refit_rule(refit, self.net)
-        read, note = self._read(spectrum, edges)
-        self._check_edges(read)
+        chosen, read, note = self._read(spectrum, edges)
+        if chosen is not self:
+            fit = chosen.fit(read, mask=mask, refit=refit)
+            return replace(fit, message="; ".join([fit.message, *note]))
         counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
         # Plain counts are events already: nothing is scaled, and nothing back.
         scale = None if read.variances is None else read.content_per_event.view(-1, 1)
@@ -177,29 +201,44 @@ class SpectrumFitter:
         predict = functools.partial(_predict_masked, self.net, edges)
         return prediction, refit_windows(predict, counts, prediction, mask=left_out)
 
-    def _read(self, spectrum: Any, edges: ArrayLike | None) -> tuple[Spectrum, list[str]]:
-        """Reads what came, and returns with it what had to be assumed."""
+    def _read(self, spectrum: Any, edges: ArrayLike | None) -> tuple[SpectrumFitter, Spectrum, list[str]]:
+        """Reads what came; returns what fits it, and what has to be said about both."""
+        note = []
         try:
-            return io.read(spectrum, edges, default_edges=self.edges), []
+            read = io.read(spectrum, edges)
         except io.MissingEdgesError as error:
-            if self.edges is not None:
-                raise
-            read = io.read(spectrum, torch.arange(error.n_bins + 1))
-            return read, [f"no edges came: {error.n_bins} bins of equal width are assumed, counted from 0"]
+            own, n = self.edges, error.n_bins
+            if own is not None and len(own) == n + 1:
+                note.append(f"no edges came: those of the net are assumed, {n} bins from {own[0]:g} to {own[-1]:g}")
+            elif own is None or self._takes_any:
+                own = torch.arange(n + 1)
+                note.append(f"no edges came: {n} bins of equal width are assumed, counted from 0")
+            read = io.read(spectrum, default_edges=own)
+        if self._has_edges_of(read):
+            return self, read, note
+        if not self._takes_any:
+            raise EdgesMismatchError(self._mismatch(read))
+        if self._of_any_binning is None:
+            self._of_any_binning = type(self).from_checkpoint(checkpoints.ANY_BINNING, device=str(self.device))
+        return self._of_any_binning, read, [*note, "fitted by the net of any binning"]
 
-    def _check_edges(self, spectrum: Spectrum) -> None:
+    def _has_edges_of(self, spectrum: Spectrum) -> bool:
         own, edges = self.edges, spectrum.edges
         if own is None:
-            return
-        if len(edges) == len(own) and torch.allclose(edges, own, rtol=1e-6, atol=1e-9 * float(own.abs().max())):
-            return
+            return True
+        tolerance = 1e-9 * float(own.abs().max())
+        return len(edges) == len(own) and torch.allclose(edges, own, rtol=1e-6, atol=tolerance)
+
+    def _mismatch(self, spectrum: Spectrum) -> str:
+        """Says how to come by a net for the edges of a spectrum."""
+        own, edges = cast(Tensor, self.edges), spectrum.edges
         low, high = (float(f"{v:.2g}") for v in (spectrum.total.min() / 2, spectrum.total.max() * 2))
-        raise EdgesMismatchError(
+        return (
             f"edges: this checkpoint fits {len(own) - 1} bins from {own[0]:g} to {own[-1]:g}, "
-            f"the spectrum has {len(edges) - 1} bins from {edges[0]:g} to {edges[-1]:g}; train a net for them with "
+            f"the spectrum has {len(edges) - 1} bins from {edges[0]:g} to {edges[-1]:g}; use the shipped net for any "
+            f"edges (`--checkpoint {checkpoints.ANY_BINNING}`), or train a net for these with "
             f"`specfit train experiment=quick name=mine edges=FILE data.generator.unit={_turn_on_unit(spectrum):.2g} "
-            f"'data.generator.total=[{low:g},{high:g}]'`, then use it with `--checkpoint runs/mine`; "
-            "or use the shipped net for any edges, which is still learning, with `--checkpoint any_binning`"
+            f"'data.generator.total=[{low:g},{high:g}]'` and use it with `--checkpoint runs/mine`"
         )
 
 
@@ -225,7 +264,7 @@ def smooth_background(
         spectrum: An array of counts (one spectrum or a batch), a `hist` or boost histogram or any other UHI object, a
             Spectrum, or a tuple (counts, edges). Gaps of a Spectrum, or of a `.csv` file, are interpolated.
         edges: Bin edges for bare counts; see `SpectrumFitter.fit` for what happens without.
-        checkpoint: A checkpoint file or the folder of a run; the shipped default if None.
+        checkpoint: A checkpoint file or the folder of a run; what is shipped if None.
         mask: Bins to leave out, see `SpectrumFitter.fit`.
         refit: See `SpectrumFitter.fit`.
 

@@ -92,6 +92,7 @@ def fit_file(
     counts, out = np.load(source, mmap_mode="r", allow_pickle=False), Path(target)
     if out.suffix.lower() != ".npy":
         raise InputError(f"--out: {len(counts)} spectra are written to a .npy file, {out.name} came")
+    fitter = fitter.chosen_for(np.ones((1, *counts.shape[1:])), options.get("edges"))
     partial, table = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.stem}_fits.npy")
     done = _start_or_continue(partial, counts.shape, _card(fitter, source, counts, options))
     progress(done, len(counts))

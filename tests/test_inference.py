@@ -10,7 +10,7 @@ import specfit
 from specfit import checkpoint
 from specfit.background_fit import draw_backgrounds
 from specfit.errors import InputError
-from specfit.inference import SpectrumFitter, smooth_background
+from specfit.inference import EdgesMismatchError, SpectrumFitter, smooth_background
 from specfit.net import NETS, LearnedBasisNet, TalkNet
 
 EDGES = np.geomspace(250, 3000, 13)
@@ -195,3 +195,33 @@ def test_draws_stay_positive_and_bounded_where_hardly_anything_is_known():
 def test_a_device_that_is_not_there_is_said():
     with pytest.raises(InputError, match=r"device: 'nowhere' cannot be used here .*; 'cpu' always can"):
         SpectrumFitter.from_checkpoint(device="nowhere")
+
+
+def test_what_is_shipped_fits_any_spectrum_each_with_the_net_for_it():
+    shipped, reference = SpectrumFitter.from_checkpoint(), SpectrumFitter.from_checkpoint("reference")
+    of_any = SpectrumFitter.from_checkpoint("any_binning")
+    counts = np.random.default_rng(3).poisson(1e4 * np.exp(-np.arange(50) / 9))
+    edges = reference.edges
+    assert torch.equal(shipped.fit(counts, edges).background, reference.fit(counts, edges).background)
+    assert shipped.chosen_for(counts, edges) is shipped
+    other = np.linspace(5, 10, 51)
+    fit = shipped.fit(counts, other)
+    assert torch.equal(fit.background, of_any.fit(counts, other).background)
+    assert "net of any binning" in fit.message
+    assert type(shipped.chosen_for(counts, other).net) is type(of_any.net)
+    assert shipped.chosen_for(counts, other) is shipped.chosen_for(counts[:-1], other[:-1])  # loaded once
+    # Whoever names a net gets that one or nothing.
+    with pytest.raises(EdgesMismatchError, match="--checkpoint any_binning"):
+        reference.fit(counts, other)
+
+
+def test_assumed_edges_are_said():
+    counts = np.random.default_rng(3).poisson(1e4 * np.exp(-np.arange(50) / 9))
+    shipped = SpectrumFitter.from_checkpoint()
+    assert "those of the net are assumed, 50 bins from 250 to 3000" in shipped.fit(counts).message
+    shorter = shipped.fit(counts[:33])
+    assert "33 bins of equal width are assumed" in shorter.message
+    assert shorter.spectrum.edges.tolist() == list(range(34))
+    assert "assumed" not in shipped.fit(counts, shipped.edges).message
+    with pytest.raises(InputError, match="33 bins do not fit"):
+        SpectrumFitter.from_checkpoint("reference").fit(counts[:33])

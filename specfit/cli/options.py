@@ -37,7 +37,10 @@ Edges = Annotated[
     typer.Option(help="Bin edges where the file has none: `lo:hi:n`, `lo:hi:n:log` or a file.", metavar="EDGES"),
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option(help="A checkpoint, a run's folder, or `any_binning`; else the shipped net.")
+    str | None,
+    typer.Option(
+        help="A checkpoint, a run's folder, `reference` or `any_binning`; else the shipped net for these edges."
+    ),
 ]
 Mask = Annotated[
     list[str] | None,

@@ -143,8 +143,9 @@ def scan_many(
     """
     fitter = find_fitter(checkpoint)
     rows, limits, mask = _rows(spectra, edges, mask, fitter)
+    first = _Searcher(fitter, limits, mask, seed).fit(rows, Chunk(0, 0, 1))
+    fitter = fitter.chosen_for(first.spectrum)
     searcher = _Searcher(fitter, limits, mask, seed)
-    first = searcher.fit(rows, Chunk(0, 0, 1))
     options: dict[str, Any] = {"width": width, "mass": mass, "hypotheses": hypotheses, "known": known}
     chain = make_chain(fitter, first, left_out=mask, **options)
     kept = None if store is None else open_store(store, _card(chain, rows, seed))

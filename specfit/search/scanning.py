@@ -137,7 +137,7 @@ def fitted(
     fit = fitter.fit(spectrum, edges, mask=mask)
     if fit.spectrum.is_batch:
         raise InputError(f"spectrum: one is expected, {len(fit.spectrum.counts)} came; {instead}")
-    return fitter, fit
+    return fitter.chosen_for(fit.spectrum), fit
 
 
 def make_chain(
