@@ -176,9 +176,9 @@ def _ways(task: _Task, counts: Tensor, elsewhere: Tensor, null: _Null) -> Iterat
         p = [_peer(*pair, n_toys=PEER_TOYS, seed=i)[0] for i, pair in enumerate(zip(counts, backgrounds, strict=True))]
         yield f"pyBumpHunter, {name} as exact", torch.tensor(p, dtype=torch.float64)
     yield "windows, fit repeated on each toy", _counted(_windows(counts, fitted), null.t)
-    z, by_correlation = largest_excess(task.chain, counts)
-    yield "specfit scan, correlation", by_correlation
-    yield "specfit scan, repeated on each toy", _counted(z, null.z)
+    found = largest_excess(task.chain, counts)
+    yield "specfit scan, correlation", found.global_p
+    yield "specfit scan, repeated on each toy", _counted(found.local_z, null.z)
 
 
 def _windows(counts: Tensor, background: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Judges a search: what it sees in pure backgrounds, and whether injected signals come back.
 
-On background-only spectra of the reference task, at masses from the 10th to the 90th percentile of the range: mean and
+On background-only spectra of the reference task and, with a net of any binning, of dijet functions (random parameters,
+1e5 to 1e7 events, 50 bins from 1100 to 8000), at masses from the 10th to the 90th percentile of the range: mean and
 width of (fitted yield) / (its error), mean and width of the local significance, and the shares beyond 3 and 4 standard
 deviations over those of a normal distribution. With signals of 0, 2, 5 and 10 times the statistical error of a known
 background, of several widths: bias of the fitted yield in units of its error, mean and width of the pulls.
@@ -15,7 +16,7 @@ from __future__ import annotations
 __all__ = ["background_only", "global_p_values", "injected", "main"]
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import scipy.stats
@@ -24,12 +25,14 @@ from common import argument_parser, chain_of, positive, print_table, start, trac
 from torch import Tensor
 
 import specfit
+from specfit.generator import Batch, WideGenerator
 from specfit.randomness import independent_rng
 from specfit.search import SignalHypotheses, gaussian_hypotheses
 from specfit.search.excess import largest_excess
 
 COMPONENTS, WIDTHS, STRENGTHS, WIDTH = (1, 5, 7), (0.02, 0.05, 0.1), (0.0, 2.0, 5.0, 10.0), 0.05
 N_MASSES, N_INJECTED_MASSES, AT_A_TIME = 9, 5, 1000
+DIJET_EVENTS = (1e5, 1e7)
 # Fewer expected events in the peak than this, and a normal distribution is not to be expected.
 FEW_EVENTS = 30.0
 
@@ -43,14 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--toys", type=positive, default=19, help="toys for each of them (default: %(default)s)")
     options = parser.parse_args(arguments)
     fitter = specfit.SpectrumFitter.from_checkpoint(options.checkpoint)
-    edges = fitter.edges if fitter.edges is not None else specfit.SpectrumFitter.from_checkpoint().edges
     pure, with_signal, uniform = [], [], []
-    for n in options.components:
-        generator = specfit.SpectrumGenerator(edges, n_backgrounds=n)
-        pure += background_only(fitter, generator, size=options.size, seed=options.seed, name=f"N={n}")
-        with_signal += injected(fitter, generator, size=options.injected, seed=options.seed, name=f"N={n}")
+    for name, generator in _tasks(fitter, options):
+        pure += background_only(fitter, generator, size=options.size, seed=options.seed, name=name)
+        with_signal += injected(fitter, generator, size=options.injected, seed=options.seed, name=name)
         sizes = {"size": options.global_p, "n_toys": options.toys, "seed": options.seed}
-        uniform += global_p_values(fitter, generator, **sizes, name=f"N={n}")
+        uniform += global_p_values(fitter, generator, **sizes, name=name)
     print_table(f"Pure backgrounds, {options.size} spectra each, signals of {100 * WIDTH:g} %", pure)
     print_table(f"Injected signals, {options.injected} spectra each", with_signal)
     print_table(f"Global p-values of {options.global_p} pure backgrounds", uniform)
@@ -59,8 +60,36 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return figures
 
 
+class DijetLike:
+    """Samples dijet functions of random parameters on common edges."""
+
+    edges = specfit.io.parse_edges("1100:8000:50:log")
+
+    def __init__(self) -> None:
+        n = len(self.edges) - 1
+        self.wide = WideGenerator(n_bins=(n, n), families={"dijet": 1.0}, total=DIJET_EVENTS, turn_on=0.0)
+
+    def sample(self, size: int, *, rng: torch.Generator) -> Batch:
+        """Draws pure backgrounds."""
+        background = self.wide.sample_background(self.edges.expand(size, -1), rng=rng)
+        counts = torch.poisson(background, generator=rng)
+        return Batch(counts, background, torch.zeros_like(background), self.edges)
+
+
+Sampler = specfit.SpectrumGenerator | DijetLike
+
+
+def _tasks(fitter: specfit.SpectrumFitter, options: Any) -> Iterator[tuple[str, Sampler]]:
+    """Yields what is sampled, by name."""
+    edges = fitter.edges if fitter.edges is not None else specfit.SpectrumFitter.from_checkpoint().edges
+    for n in options.components:
+        yield f"N={n}", specfit.SpectrumGenerator(edges, n_backgrounds=n)
+    if fitter.edges is None:
+        yield "dijet", DijetLike()
+
+
 def background_only(
-    fitter: specfit.SpectrumFitter, generator: specfit.SpectrumGenerator, *, size: int, seed: int, name: str
+    fitter: specfit.SpectrumFitter, generator: Sampler, *, size: int, seed: int, name: str
 ) -> list[dict[str, Any]]:
     """Searches pure backgrounds; one row for each mass."""
     signals = gaussian_hypotheses(generator.edges, width=WIDTH, mass=_masses(generator.edges, N_MASSES))
@@ -80,7 +109,7 @@ def background_only(
 
 
 def injected(
-    fitter: specfit.SpectrumFitter, generator: specfit.SpectrumGenerator, *, size: int, seed: int, name: str
+    fitter: specfit.SpectrumFitter, generator: Sampler, *, size: int, seed: int, name: str
 ) -> list[dict[str, Any]]:
     """Searches backgrounds with signals; one row for each width and strength, the worst of the masses."""
     rows = []
@@ -116,7 +145,7 @@ def injected(
 
 def global_p_values(
     fitter: specfit.SpectrumFitter,
-    generator: specfit.SpectrumGenerator,
+    generator: Sampler,
     *,
     size: int,
     n_toys: int,
@@ -130,14 +159,15 @@ def global_p_values(
     for i, first in enumerate(tracked(f"{name}, global p-values", range(0, size, at_a_time))):
         rng = independent_rng((seed, 3, i))
         counts = generator.sample(min(at_a_time, size - first), rng=rng).counts.double()
-        z, p = largest_excess(chain, counts)
+        found = largest_excess(chain, counts)
         # As in a scan, each from a background that the data allow.
         backgrounds = fitter.fit(counts, generator.edges).sample(n_toys, rng=rng).transpose(0, 1)
         toys = torch.poisson(backgrounds.flatten(0, 1), generator=rng)
         drawn = chain(toys).local_z.amax(1).view(-1, n_toys)
-        above, equal = (drawn > z[:, None]).sum(1), (drawn == z[:, None]).sum(1)
+        z = found.local_z[:, None]
+        above, equal = (drawn > z).sum(1), (drawn == z).sum(1)
         broken = torch.rand(len(z), dtype=torch.float64, generator=rng)
-        by_correlation.append(p)
+        by_correlation.append(found.global_p)
         by_toys.append((above + broken * (equal + 1)) / (n_toys + 1))
     ways = {"correlation": by_correlation, f"{n_toys} toys each": by_toys}
     return [{"task": name, "global p by": way} | _of_global(torch.cat(parts)) for way, parts in ways.items()]

@@ -402,6 +402,15 @@ def test_evaluate_search_ranks_every_spectrum_among_its_toys(script, run_folder)
     assert all(row["spectra"] == 4 and 0 < row["mean p"] < 1 and 0 <= row["KS p"] <= 1 for row in rows)
 
 
+def test_evaluate_search_asks_a_net_of_any_binning_about_dijets_too(script):
+    evaluate = script("evaluate_search")
+    fitter = specfit.SpectrumFitter.from_checkpoint("any_binning")
+    sizes = {"size": 3, "seed": 1, "name": "dijet"}
+    rows = evaluate.background_only(fitter, evaluate.DijetLike(), **sizes)
+    assert [row["mass"] for row in rows] == [round(1100 + 6900 * share / 10) for share in range(1, 10)]
+    assert all(row["task"] == "dijet" and row["width"] > 0 for row in rows if row["spectra"] > 1)
+
+
 def test_near_bayes_is_the_posterior_mean_of_a_family_with_one_parameter(script):
     """The oracle: the mean over the whole prior, weighted by the likelihood."""
     rng = torch.Generator().manual_seed(2)
