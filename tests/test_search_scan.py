@@ -319,3 +319,12 @@ def test_the_largest_excess_of_many_spectra_is_that_of_all_their_hypotheses(back
     assert (largest.local_z <= z + 1e-9).all()
     # The same p-value as from one spectrum at a time.
     assert_allclose(largest_excess(chain, counts[3:4]).global_p[0], largest.global_p[3], rtol=1e-4)
+
+
+def test_a_known_peak_is_not_looked_for_again(counts, fitter):
+    found = scan(counts, EDGES, checkpoint=fitter, known=[(900.0, 45.0)], mass=[700.0, 905.0, 960.0, 1100.0])
+    assert found.mass.tolist() == [700.0, 960.0, 1100.0]
+    assert found.known[0].local_z > 4
+    assert (found.error < 1000).all()
+    with pytest.raises(InputError, match=r"^known: every signal that was to be looked for is one of these peaks"):
+        scan(counts, EDGES, checkpoint=fitter, known=[(900.0, 45.0)], mass=[900.0])

@@ -36,6 +36,8 @@ LEVEL, UPCROSSINGS_AT = 0.95, 0.5
 ENOUGH_TO_COUNT = 10
 # A hypothesis of which less is left beside what is masked is not tried.
 LEAST_SEEN = 0.3
+# Nor is one whose shape agrees with that of a known peak so far (cosine of the angle between them).
+INDISTINGUISHABLE = 0.99
 # Prior width of the yield of a known peak, as a share of all events: none.
 FREE = 10.0
 # Pseudo-experiments that are drawn from one seed.
@@ -72,7 +74,8 @@ def scan(
         width: Standard deviation of a Gaussian signal: a share of the mass, several, or a function of the mass.
         mass: Masses to try; None takes steps of half a width through the range.
         hypotheses: Signals of any shape instead of `width` and `mass` (`template_hypotheses`).
-        known: Peaks, as (mass, standard deviation), that are fitted beside every hypothesis.
+        known: Peaks, as (mass, standard deviation), that are fitted beside every hypothesis; a hypothesis that is one
+            of them is not tried.
         mask: Bins to leave out, see `SpectrumFitter.fit`. Gaps are left out too, and signals of which less than 30 %
             lie beside all that are not tried.
         n_toys: Pseudo-experiments without signal on which the whole chain is repeated.
@@ -164,7 +167,11 @@ def make_chain(
     if not seen.any():
         covers = "mask: it covers" if fit.spectrum.gaps is None else "mask and gaps of the spectrum: they cover"
         raise InputError(f"{covers} every signal that was to be looked for; leave some bins")
-    return Chain(fitter, edges, signals[seen], _templates_of(known, edges, out), out)
+    peaks = _templates_of(known, edges, out)
+    seen &= ~_alike(signals.templates * ~out, peaks * ~out)
+    if not seen.any():
+        raise InputError("known: every signal that was to be looked for is one of these peaks; leave it out of them")
+    return Chain(fitter, edges, signals[seen], peaks, out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,6 +319,13 @@ def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor, left_out:
             "leave it out, or fewer bins"
         )
     return templates
+
+
+def _alike(templates: Tensor, peaks: Tensor) -> Tensor:
+    """Tells templates `(h, n_bins)` that nothing tells from a known peak `(q, n_bins)`, shape `(h,)`."""
+    shapes, others = (t / torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp(min=TINY) for t in (templates, peaks))
+    alike: Tensor = shapes @ others.T > INDISTINGUISHABLE
+    return alike.any(-1)
 
 
 def _known_peaks(rows: Rows, best: int, known: Sequence[tuple[float, float]], unit: float) -> tuple[KnownPeak, ...]:
