@@ -37,7 +37,7 @@ ENOUGH_TO_COUNT = 10
 # A hypothesis of which less is left beside what is masked is not tried.
 LEAST_SEEN = 0.3
 # Nor is one whose shape agrees with that of a known peak so far (cosine of the angle between them).
-INDISTINGUISHABLE = 0.99
+INDISTINGUISHABLE = 0.98
 # Prior width of the yield of a known peak, as a share of all events: none.
 FREE = 10.0
 # Pseudo-experiments that are drawn from one seed.
