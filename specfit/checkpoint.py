@@ -8,7 +8,7 @@ temporary name and renamed.
 
 from __future__ import annotations
 
-__all__ = ["ANY_BINNING", "DEFAULT", "Checkpoint", "find", "is_half", "load", "save"]
+__all__ = ["ANY_BINNING", "DEFAULT", "Checkpoint", "find", "is_half", "load", "save", "shipped"]
 
 import json
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ from specfit.resources import folder
 FORMAT = 1
 DEFAULT = "reference.safetensors"
 """The shipped checkpoint that is used when none is named."""
-ANY_BINNING = "any_binning"
-"""Name of the shipped checkpoint for all spectra whose edges are not those of the default."""
+ANY_BINNING = "any_binning.safetensors"
+"""The shipped checkpoint for all spectra whose edges are not those of the default."""
 IN_A_RUN = "checkpoint.safetensors"
 
 
@@ -115,15 +115,20 @@ def find(path: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    path = folder("checkpoints") / DEFAULT if path is None else Path(path)
+    path = shipped(DEFAULT) if path is None else Path(path)
     if path.is_dir():
         path = path / IN_A_RUN
-    shipped = folder("checkpoints") / f"{path}.safetensors"
-    if not path.exists() and path.name == str(path) and shipped.is_file():
-        path = shipped
+    of_that_name = shipped(f"{path}.safetensors")
+    if not path.exists() and path.name == str(path) and of_that_name.is_file():
+        path = of_that_name
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} does not exist; `specfit train` makes one")
     return path
+
+
+def shipped(name: str) -> Path:
+    """Returns where a shipped checkpoint lies, `DEFAULT` or `ANY_BINNING`."""
+    return folder("checkpoints") / name
 
 
 def is_half(path: str | Path | None = None) -> bool:

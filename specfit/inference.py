@@ -6,7 +6,7 @@ kind of object it was given. Both take one spectrum or a batch on the same edges
 
 from __future__ import annotations
 
-__all__ = ["REFITS", "EdgesMismatchError", "SpectrumFitter", "refit_rule", "smooth_background"]
+__all__ = ["REFITS", "EdgesMismatchError", "Reading", "SpectrumFitter", "refit_rule", "smooth_background"]
 
 import functools
 import math
@@ -41,6 +41,16 @@ SPECTRA_AT_A_TIME, FEWEST_TOGETHER, BINS_TOGETHER, PIECES = 512, 2048, 400_000, 
 
 class EdgesMismatchError(InputError):
     """The spectrum has other edges than the checkpoint was trained for."""
+
+
+class Reading(NamedTuple):
+    """What came, and what fits it."""
+
+    fitter: SpectrumFitter
+    """That was asked, or the one of any binning in its place."""
+    spectrum: Spectrum
+    notes: list[str]
+    """What has to be said about both."""
 
 
 class SpectrumFitter:
@@ -85,13 +95,31 @@ class SpectrumFitter:
         loaded = checkpoints.load(path)
         return cls(loaded.net, loaded.edges, device=device, any_binning=path is None)
 
-    def chosen_for(self, spectrum: Any, edges: ArrayLike | None = None) -> SpectrumFitter:
-        """Returns what fits a spectrum (arguments as for `fit`): itself, or that of any binning where edges differ.
+    def read(self, spectrum: Any, edges: ArrayLike | None = None) -> Reading:
+        """Reads what `fit` would (arguments as there), and says what fits it.
 
         Raises:
             EdgesMismatchError: The edges are not those of the checkpoint, and it was named.
         """
-        return self._read(spectrum, edges)[0]
+        note = []
+        try:
+            read = io.read(spectrum, edges)
+        except io.MissingEdgesError as error:
+            own, n = self.edges, error.n_bins
+            if own is not None and len(own) == n + 1:
+                note.append(f"no edges came: those of the net are assumed, {n} bins from {own[0]:g} to {own[-1]:g}")
+            elif own is None or self._takes_any:
+                own = torch.arange(n + 1)
+                note.append(f"no edges came: {n} bins of equal width are assumed, counted from 0")
+            read = io.read(spectrum, default_edges=own)
+        if self._has_edges_of(read):
+            return Reading(self, read, note)
+        if not self._takes_any:
+            raise EdgesMismatchError(self._mismatch(read))
+        if self._of_any_binning is None:
+            path = checkpoints.shipped(checkpoints.ANY_BINNING)
+            self._of_any_binning = type(self).from_checkpoint(path, device=str(self.device))
+        return Reading(self._of_any_binning, read, [*note, "fitted by the net of any binning"])
 
     def fit(
         self,
@@ -120,7 +148,7 @@ class SpectrumFitter:
             EdgesMismatchError: The edges are not those of the checkpoint; says how to train for them.
         """
         rule = refit_rule(refit, self.net)
-        chosen, read, note = self._read(spectrum, edges)
+        chosen, read, note = self.read(spectrum, edges)
         if chosen is not self:
             fit = chosen.fit(read, mask=mask, refit=refit)
             return replace(fit, message="; ".join([fit.message, *note]))
@@ -201,27 +229,6 @@ class SpectrumFitter:
         predict = functools.partial(_predict_masked, self.net, edges)
         return prediction, refit_windows(predict, counts, prediction, mask=left_out)
 
-    def _read(self, spectrum: Any, edges: ArrayLike | None) -> tuple[SpectrumFitter, Spectrum, list[str]]:
-        """Reads what came; returns what fits it, and what has to be said about both."""
-        note = []
-        try:
-            read = io.read(spectrum, edges)
-        except io.MissingEdgesError as error:
-            own, n = self.edges, error.n_bins
-            if own is not None and len(own) == n + 1:
-                note.append(f"no edges came: those of the net are assumed, {n} bins from {own[0]:g} to {own[-1]:g}")
-            elif own is None or self._takes_any:
-                own = torch.arange(n + 1)
-                note.append(f"no edges came: {n} bins of equal width are assumed, counted from 0")
-            read = io.read(spectrum, default_edges=own)
-        if self._has_edges_of(read):
-            return self, read, note
-        if not self._takes_any:
-            raise EdgesMismatchError(self._mismatch(read))
-        if self._of_any_binning is None:
-            self._of_any_binning = type(self).from_checkpoint(checkpoints.ANY_BINNING, device=str(self.device))
-        return self._of_any_binning, read, [*note, "fitted by the net of any binning"]
-
     def _has_edges_of(self, spectrum: Spectrum) -> bool:
         own, edges = self.edges, spectrum.edges
         if own is None:
@@ -236,7 +243,7 @@ class SpectrumFitter:
         return (
             f"edges: this checkpoint fits {len(own) - 1} bins from {own[0]:g} to {own[-1]:g}, "
             f"the spectrum has {len(edges) - 1} bins from {edges[0]:g} to {edges[-1]:g}; use the shipped net for any "
-            f"edges (`--checkpoint {checkpoints.ANY_BINNING}`), or train a net for these with "
+            f"edges (`--checkpoint {Path(checkpoints.ANY_BINNING).stem}`), or train a net for these with "
             f"`specfit train experiment=quick name=mine edges=FILE data.generator.unit={_turn_on_unit(spectrum):.2g} "
             f"'data.generator.total=[{low:g},{high:g}]'` and use it with `--checkpoint runs/mine`"
         )

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 __all__ = ["FITS", "StreamedFits", "fit_file", "is_large"]
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,9 @@ def fit_file(
     counts, out = np.load(source, mmap_mode="r", allow_pickle=False), Path(target)
     if out.suffix.lower() != ".npy":
         raise InputError(f"--out: {len(counts)} spectra are written to a .npy file, {out.name} came")
-    fitter = fitter.chosen_for(np.ones((1, *counts.shape[1:])), options.get("edges"))
+    first = slice(0, min(CHUNK, len(counts)))
+    with _naming_rows(first):
+        fitter = fitter.read(np.asarray(counts[first], dtype=np.float64), options.get("edges")).fitter
     partial, table = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.stem}_fits.npy")
     done = _start_or_continue(partial, counts.shape, _card(fitter, source, counts, options))
     progress(done, len(counts))
@@ -118,8 +121,15 @@ def fit_file(
 def _fit_rows(fitter: SpectrumFitter, source: str, rows: slice, options: dict[str, Any]) -> BackgroundFit:
     # Mapped anew for every piece: pages of a map that stays open count as memory of the process.
     counts = np.load(source, mmap_mode="r", allow_pickle=False)
-    try:
+    with _naming_rows(rows):
         return fitter.fit(np.asarray(counts[rows], dtype=np.float64), **options)
+
+
+@contextlib.contextmanager
+def _naming_rows(rows: slice) -> Iterator[None]:
+    """Says in which rows something is wrong."""
+    try:
+        yield
     except (EdgesMismatchError, io.MissingEdgesError):
         raise  # no fault of these rows
     except InputError as error:

@@ -94,7 +94,8 @@ def test_a_file_of_very_many_spectra_is_streamed(run, counts, monkeypatch):
     assert np.load("many_background.npy").shape == (4, 50)
     assert np.load("many_background_fits.npy")["events"][1] == 2 * counts.sum()
     advice = "specfit train experiment=quick name=mine edges=0:10:50 "
-    assert_one_clear_line(run("predict", "many.npy", "--edges", "0:10:50", "--checkpoint", "reference"), advice)
+    total = f"data.generator.total=[{float(f'{(counts // 2).sum() / 2:.2g}'):g},"  # of the data
+    assert_one_clear_line(run("predict", "many.npy", "--edges", "0:10:50", "--checkpoint", "reference"), advice, total)
     assert_one_clear_line(run("predict", "many.npy", "--plot"), "--plot")
     assert not list(Path().glob("*.partial"))
 

@@ -12,6 +12,7 @@ from specfit.background_fit import draw_backgrounds
 from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter, smooth_background
 from specfit.net import NETS, LearnedBasisNet, TalkNet
+from specfit.search import scan_many
 
 EDGES = np.geomspace(250, 3000, 13)
 
@@ -203,13 +204,13 @@ def test_what_is_shipped_fits_any_spectrum_each_with_the_net_for_it():
     counts = np.random.default_rng(3).poisson(1e4 * np.exp(-np.arange(50) / 9))
     edges = reference.edges
     assert torch.equal(shipped.fit(counts, edges).background, reference.fit(counts, edges).background)
-    assert shipped.chosen_for(counts, edges) is shipped
+    assert shipped.read(counts, edges).fitter is shipped
     other = np.linspace(5, 10, 51)
     fit = shipped.fit(counts, other)
     assert torch.equal(fit.background, of_any.fit(counts, other).background)
     assert "net of any binning" in fit.message
-    assert type(shipped.chosen_for(counts, other).net) is type(of_any.net)
-    assert shipped.chosen_for(counts, other) is shipped.chosen_for(counts[:-1], other[:-1])  # loaded once
+    assert type(shipped.read(counts, other).fitter.net) is type(of_any.net)
+    assert shipped.read(counts, other).fitter is shipped.read(counts[:-1], other[:-1]).fitter  # loaded once
     # Whoever names a net gets that one or nothing.
     with pytest.raises(EdgesMismatchError, match="--checkpoint any_binning"):
         reference.fit(counts, other)
@@ -225,3 +226,11 @@ def test_assumed_edges_are_said():
     assert "assumed" not in shipped.fit(counts, shipped.edges).message
     with pytest.raises(InputError, match="33 bins do not fit"):
         SpectrumFitter.from_checkpoint("reference").fit(counts[:33])
+
+
+def test_what_is_shipped_is_not_taken_from_where_one_works(tmp_path, monkeypatch):
+    (tmp_path / "any_binning").mkdir()
+    monkeypatch.chdir(tmp_path)
+    counts = np.random.default_rng(3).poisson(1e4 * np.exp(-np.arange(33) / 9))
+    assert SpectrumFitter.from_checkpoint().fit(counts).background.shape == (33,)
+    assert len(scan_many(counts[None].tolist())) == 1

@@ -301,12 +301,13 @@ def test_backgrounds_drawn_beside_known_peaks_believe_every_bin_as_the_joint_fit
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("events", [0, 400])
-def test_the_largest_excess_of_many_spectra_is_that_of_all_their_hypotheses(background, fitter, events):
-    expected = torch.as_tensor(background + events * shares(900, 45)).expand(60, -1)
+@pytest.mark.parametrize(("events", "known"), [(0, []), (400, []), (0, [(700.0, 35.0)])])
+def test_the_largest_excess_of_many_spectra_is_that_of_all_their_hypotheses(background, fitter, events, known):
+    peaks = sum(8000 * shares(*peak) for peak in known)
+    expected = torch.as_tensor(background + peaks + events * shares(900, 45)).expand(60, -1)
     counts = torch.poisson(expected, generator=torch.Generator().manual_seed(5))
     _, fit = fitted(counts[0], EDGES, checkpoint=fitter, mask=None)
-    chain = make_chain(fitter, fit, width=0.05)
+    chain = make_chain(fitter, fit, width=0.05, known=known)
     every, largest = chain(counts), largest_excess(chain, counts)
     z, number = every.local_z.max(1)
     same = largest.number == number

@@ -1,6 +1,7 @@
 """Errors of yields learned from simulation. Oracles: analytic bends, pulls of spectra that nothing learned from."""
 
 import numpy as np
+import pytest
 import scipy.stats
 import torch
 from numpy.testing import assert_allclose
@@ -11,9 +12,11 @@ from specfit.net import CalibratedNet, LearnedBasisNet
 from specfit.net.error_scale import N_OF_YIELD, YieldScale
 from specfit.net.posterior import posterior_mode
 from specfit.search import gaussian_hypotheses
+from specfit.search.scanning import fitted, make_chain
+from specfit.search.toys.chunks import digest
 from specfit.signal.extraction import extract
 from specfit.signal.yield_error import yield_features
-from specfit.training.calibrate_yields import calibrate_yields
+from specfit.training.calibrate_yields import _learn, calibrate_yields
 
 N_BINS, PLACE, WIDTH = 40, 20.5, 2.0
 SLOPES_AND_BENDS = slice(0, 3)
@@ -29,6 +32,7 @@ def features_of(background, *, edges=None, variance=1e4, absorption=1.0, masked=
         torch.as_tensor(background)[None],
         edges=edges,
         weight=torch.as_tensor(weight)[None],
+        rate=torch.as_tensor(background)[None],
         variance=torch.tensor([variance]).double(),
         absorption=torch.tensor([absorption]).double(),
     )[0].numpy()
@@ -122,6 +126,39 @@ def test_no_error_gets_smaller_and_an_untrained_scale_changes_nothing():
     assert scale(features).max() > 1.5
 
 
+def test_narrow_pulls_do_not_hide_wide_ones():
+    rng = torch.Generator().manual_seed(4)
+    features = torch.randn(20_000, N_OF_YIELD, generator=rng)
+    needs_more = features[:, 3] > 0.8
+    pulls = torch.randn(20_000, generator=rng) * torch.where(needs_more, 2.0, 0.4)
+    scale = YieldScale()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        scale.load_state_dict(YieldScale().state_dict())
+    _learn(scale, features, pulls, rng=rng)
+    factor = scale(features)
+    assert factor[features[:, 3] > 1.0].median() == pytest.approx(2.0, rel=0.15)
+    assert (factor[features[:, 3] < 0.6] < 1.3).double().mean() > 0.95
+
+
+@pytest.mark.parametrize(("largest", "known"), [(10.0, []), (5.0, [(1300.0, 65.0)])])
+def test_a_signal_does_not_widen_the_error_that_it_is_judged_by(largest, known):
+    edges = torch.linspace(500, 2000, 51).double()
+    background = 2e4 * torch.softmax(-torch.arange(50).double() / 8, -1)
+    fitter = specfit.SpectrumFitter.from_checkpoint("any_binning")
+    _, fit = fitted(background, edges, checkpoint=fitter, mask=None)
+    chain = make_chain(fitter, fit, width=0.04, mass=[1000.0], known=known)
+    template = chain.hypotheses.templates[0]
+    error = (template.square() / background).sum().rsqrt()
+    peaks = 500 * chain.known.sum(0)
+    widening = []
+    for strength in (0.0, largest):
+        expected = (background + peaks + strength * error * template).expand(60, -1)
+        rows = chain.rows(torch.poisson(expected, generator=torch.Generator().manual_seed(2)))
+        widening.append(rows.widening.median())
+    assert widening[1] < 1.15 * widening[0]
+
+
 def test_a_checkpoint_from_before_there_was_a_scale_of_yields_is_read(tmp_path):
     net = LearnedBasisNet(8, n_basis=(3, 2), width=5, hidden=8, depth=1)
     path = checkpoint.save(
@@ -131,5 +168,6 @@ def test_a_checkpoint_from_before_there_was_a_scale_of_yields_is_read(tmp_path):
     old = {name: tensor for name, tensor in weights.items() if not name.startswith("yield_scale.")}
     assert len(old) < len(weights)
     specfit.io.tensors.write_tensors(path, header, old)
+    assert digest(checkpoint.load(path).net.state_dict()) == digest(checkpoint.load(path).net.state_dict())
     scale = checkpoint.load(path).net.yield_scale
     assert torch.equal(scale(torch.ones(1, N_OF_YIELD)), torch.ones(1, dtype=torch.float64))

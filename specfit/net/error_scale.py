@@ -7,7 +7,8 @@ the truth, and that is what the factor adds. All correlations stay as they are. 
 of a signal fitted beside the background (`specfit.signal.yield_error` says what it depends on). `Novelty` measures how
 far the net's own features of a spectrum lie from those of simulated ones.
 
-All are learned by `specfit.training.calibrate` and are part of the net's weights. Untrained they change nothing.
+All are learned after the training (`specfit.training.calibrate`, `calibrate_yields`), and are part of the net's
+weights. Untrained they change nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from specfit.net.posterior import gaussian_prediction
 N_OF_SPECTRUM, N_OF_BIN, HIDDEN = 3, 4, 24
 N_OF_YIELD = 15
 """Features that the factor on the error of a yield depends on."""
-# Logs of the factor on the error of a yield stay within these: no error is made smaller than its fit says.
-YIELD_LOG_FACTORS = (0.0, 3.0)
+# The log of the factor on the error of a yield; it is never below 0: no error is made smaller than its fit says.
+LARGEST_LOG_FACTOR = 3.0
 
 
 class ErrorScale(nn.Module):
@@ -83,7 +84,7 @@ class YieldScale(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Maps features `(r, N_OF_YIELD)`, float32, to factors `(r,)`, float64."""
         log_factor: Tensor = self.log_factor(features)[:, 0]
-        return log_factor.double().clamp(*YIELD_LOG_FACTORS).exp()
+        return log_factor.double().clamp(0.0, LARGEST_LOG_FACTOR).exp()
 
 
 class Novelty(nn.Module):
@@ -159,4 +160,4 @@ class CalibratedNet(BackgroundNet):
 def _without_yield_scale(net: CalibratedNet, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Lets weights from before there was a scale of yields be read: it changes nothing then."""
     for name, tensor in net.yield_scale.state_dict(prefix=f"{prefix}yield_scale.").items():
-        weights.setdefault(name, tensor)
+        weights.setdefault(name, torch.zeros_like(tensor))

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
-from specfit.net import CalibratedNet, LocalModel
+from specfit.net import CalibratedNet
 from specfit.parallel import on_all_cores
 from specfit.search.toys.chunks import digest
-from specfit.signal.extraction import Rows, extract, extract_largest, plausible
+from specfit.signal.extraction import Rows, extract, extract_largest
 from specfit.signal.hypotheses import SignalHypotheses
 
 # Rows of spectrum and hypothesis that are fitted together.
@@ -72,7 +72,7 @@ class Chain:
         """Runs the chain on counts `(m, n_bins)` and keeps everything, `m h` rows, those of one spectrum together."""
         m, h = len(counts), len(self.hypotheses)
         columns = self._columns().repeat(m, 1, 1)
-        spectrum = torch.arange(m).repeat_interleave(h)
+        spectrum = torch.arange(m, device=counts.device).repeat_interleave(h)
         mask = self.mask.expand_as(counts)
         seen = self.fitter.fill(counts, mask, self.edges)
         return extract(self._net, seen, columns, spectrum=spectrum, edges=self.edges, mask=mask)
@@ -81,16 +81,11 @@ class Chain:
     def largest_rows(self, counts: Tensor) -> tuple[Rows, Tensor]:
         """Keeps everything of the most significant hypothesis of each spectrum, and which it is, shape `(m,)`."""
         m, h = len(counts), len(self.hypotheses)
-        columns, spectrum = self._columns().repeat(m, 1, 1), torch.arange(m).repeat_interleave(h)
+        columns, spectrum = self._columns().repeat(m, 1, 1), torch.arange(m, device=counts.device).repeat_interleave(h)
         mask = self.mask.expand_as(counts)
         seen = self.fitter.fill(counts, mask, self.edges)
         rows, which = extract_largest(self._net, seen, columns, spectrum=spectrum, edges=self.edges, mask=mask)
         return rows, which % h
-
-    def local_model(self, counts: Tensor) -> LocalModel:
-        """Asks the net what is plausible around counts `(m, n_bins)`; it does not see what is left out."""
-        mask = self.mask.expand_as(counts)
-        return plausible(self._net, self.fitter.fill(counts, mask, self.edges), edges=self.edges, mask=mask)
 
     def weight(self, like: Tensor) -> Tensor:
         """Returns 0 for bins that are left out and 1 for others, in the shape of `like`."""

@@ -9,10 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specfit.net.posterior import combined
 from specfit.parallel import on_all_cores
 from specfit.randomness import independent_rng
 from specfit.search.chain import ROWS_AT_A_TIME, Chain
+from specfit.signal.extraction import Rows
+from specfit.signal.joint_fit import TINY
 from specfit.signal.look_elsewhere import SAMPLES, global_p_value_of_maximum, significance_vectors
+
+# Prior width of the yield of a known peak, as a share of all events: none.
+FREE = 10.0
 
 
 class LargestExcess(NamedTuple):
@@ -36,42 +42,34 @@ def largest_excess(
 
     Args:
         chain: The search.
-        counts: Events, shape `(m, n_bins)`, float64.
+        counts: Events, shape `(m, n_bins)`.
         seed: Decides the samples behind the global p-values, like `samples`: how many.
         samples: See `global_p_of_largest`.
     """
 
     def in_some(some: Tensor) -> LargestExcess:
         rows, number = chain.largest_rows(some)
-        z, of_background = rows.local_z, {"rate": rows.without.background, "basis": rows.model.basis}
-        p = global_p_of_largest(chain, z, some, **of_background, seed=seed, samples=samples)
-        return LargestExcess(number, rows.fit.yields[:, 0], rows.error, z, p)
+        p = global_p_of_largest(chain, rows, seed=seed, samples=samples)
+        return LargestExcess(number, rows.fit.yields[:, 0], rows.error, rows.local_z, p)
 
     at_a_time = max(1, ROWS_AT_A_TIME // len(chain.hypotheses))
-    parts = on_all_cores(in_some, torch.split(counts, at_a_time))
+    parts = on_all_cores(in_some, torch.split(counts.double(), at_a_time))
     return LargestExcess(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
 
-def global_p_of_largest(
-    chain: Chain,
-    z: Tensor,
-    counts: Tensor,
-    *,
-    rate: Tensor,
-    basis: Tensor,
-    seed: tuple[int, ...],
-    samples: int = SAMPLES,
-) -> Tensor:
+def global_p_of_largest(chain: Chain, rows: Rows, *, seed: tuple[int, ...], samples: int = SAMPLES) -> Tensor:
     """Computes the global p-value of each spectrum's largest local significance from the correlation, shape `(m,)`.
 
     Args:
         chain: The search.
-        z: Largest local significances, shape `(m,)`.
-        counts: Events, shape `(m, n_bins)`.
-        rate: What is expected without the tested signal, shape `(m, n_bins)`.
-        basis: Directions in which its logarithm is free, shape `(m, n_bins, k)`.
+        rows: The most significant hypothesis of each spectrum, m rows.
         seed: Decides the samples, the same for every spectrum, so that no answer depends on what it was computed with.
         samples: How many.
     """
-    vectors = significance_vectors(rate, basis, chain.hypotheses.templates, chain.weight(counts))
-    return global_p_value_of_maximum(z, vectors, rng=independent_rng(seed), samples=samples)
+    background, peaks = rows.without.background, rows.columns[:, 1:].mT
+    rate = (background + combined(rows.without.yields, peaks)).clamp(min=TINY)
+    # Directions on the log of everything expected; known peaks are free.
+    free = peaks * (FREE * rows.data.sum(-1))[:, None, None]
+    basis = torch.cat([background[..., None] * rows.model.basis, free], -1) / rate[..., None]
+    vectors = significance_vectors(rate, basis, chain.hypotheses.templates, chain.weight(rate))
+    return global_p_value_of_maximum(rows.local_z, vectors, rng=independent_rng(seed), samples=samples)

@@ -144,7 +144,7 @@ def scan_many(
     fitter = find_fitter(checkpoint)
     rows, limits, mask = _rows(spectra, edges, mask, fitter)
     first = _Searcher(fitter, limits, mask, seed).fit(rows, Chunk(0, 0, 1))
-    fitter = fitter.chosen_for(first.spectrum)
+    fitter = fitter.read(first.spectrum).fitter
     searcher = _Searcher(fitter, limits, mask, seed)
     options: dict[str, Any] = {"width": width, "mass": mass, "hypotheses": hypotheses, "known": known}
     chain = make_chain(fitter, first, left_out=mask, **options)
@@ -213,7 +213,7 @@ def _rows(
     elif isinstance(spectra, np.ndarray | Tensor):
         rows, limits = np.asarray(spectra), edges
     else:
-        read = io.read(spectra, edges, default_edges=fitter.edges)
+        read = fitter.read(spectra, edges).spectrum
         if read.is_weighted:
             raise InputError("spectra: weighted contents came; `scan` takes them, one at a time")
         rows, limits = np.atleast_2d(read.counts.masked_fill(~read.measured, 0.0).numpy()), read.edges

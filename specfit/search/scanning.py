@@ -38,8 +38,6 @@ ENOUGH_TO_COUNT = 10
 LEAST_SEEN = 0.3
 # Nor is one whose shape agrees with that of a known peak so far (cosine of the angle between them).
 INDISTINGUISHABLE = 0.98
-# Prior width of the yield of a known peak, as a share of all events: none.
-FREE = 10.0
 # Pseudo-experiments that are drawn from one seed.
 CHUNK = 100
 
@@ -140,7 +138,7 @@ def fitted(
     fit = fitter.fit(spectrum, edges, mask=mask)
     if fit.spectrum.is_batch:
         raise InputError(f"spectrum: one is expected, {len(fit.spectrum.counts)} came; {instead}")
-    return fitter.chosen_for(fit.spectrum), fit
+    return fitter.read(fit.spectrum).fitter, fit
 
 
 def make_chain(
@@ -260,27 +258,16 @@ def _result(
 
 def _global_p_values(chain: Chain, rows: Rows, toys: Tensor | None, *, seed: int) -> _GlobalP:
     """Computes the global p-value of the largest excess by every method there are numbers for."""
-    by = {"correlation": _global_p_by_correlation(chain, rows, seed=seed)}
+    best = rows.of(rows.local_z.argmax()[None])
+    by = {"correlation": float(global_p_of_largest(chain, best, seed=(seed, 0)))}
     if toys is None:
         return _GlobalP(by["correlation"], by, None)
-    z = float(rows.local_z.max())
+    z = float(best.local_z)
     counted = global_p_value(z, toys.amax(1))
     ordered = toys[:, chain.hypotheses.mass.argsort(stable=True)]
     by |= {"gross_vitells": gross_vitells(z, ordered, level=UPCROSSINGS_AT), "toys": counted.p_value}
     chosen = by["toys" if counted.n_as_extreme >= ENOUGH_TO_COUNT else "correlation"]
     return _GlobalP(chosen, by, (counted.low, counted.high))
-
-
-def _global_p_by_correlation(chain: Chain, rows: Rows, *, seed: int) -> float:
-    best = int(rows.local_z.argmax())
-    background = rows.without.background[best]
-    peaks = rows.without.yields[best] @ rows.columns[best, 1:]
-    rate = (background + peaks).clamp(min=TINY)
-    # Directions on the log of everything expected; known peaks are free.
-    free = rows.columns[best, 1:].T * (FREE * rows.data[best].sum())
-    basis = torch.cat([background[:, None] * rows.model.basis[best], free], -1) / rate[:, None]
-    z, data = rows.local_z[best, None], rows.data[best, None]
-    return float(global_p_of_largest(chain, z, data, rate=rate[None], basis=basis[None], seed=(seed, 0)))
 
 
 def _without_signal(chain: Chain, fit: BackgroundFit, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,13 +3,13 @@ r"""Signals taken out of spectra: yield, error and significance, with a net that
 For each row, a hypothesis of a spectrum,
 
 1. the net says what is plausible around the data without the fitted signal, :math:`d\,\lambda_b / (\lambda_b + S s)`,
-   with S = 0 at first;
+   with S = 0 at first, and without known peaks that are fitted beside it;
 2. background and signal are fitted together to the data (`specfit.signal.joint_fit`);
 3. where the signal is larger than half a standard deviation, again from 1, so that it no longer pulls the net.
 
 The local significance is :math:`\pm\sqrt{q_0}` from the likelihoods with and without the signal. Each of the two may
-use whichever of the net's local models describes the data better with it, that of the data as they are or that of the
-data without the signal: where a background of its own explains the data as well, there is no significance (discrete
+use whichever of the net's local models describes the data better with it, that of the data with the signal or that of
+the data without it: where a background of its own explains the data as well, there is no significance (discrete
 profiling, arXiv:1408.6865), and its error is as much wider. By how much the net's local models miss a background that
 bends as fast as the signal does no likelihood knows: what simulation taught the net (`specfit.signal.yield_error`)
 multiplies the error and divides the significance. The calibration of the background's own error is not in them: it
@@ -18,7 +18,7 @@ answers for what a fit of the background alone does not see, which the second pa
 
 from __future__ import annotations
 
-__all__ = ["Rows", "extract", "extract_largest", "plausible"]
+__all__ = ["Rows", "extract", "extract_largest"]
 
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from specfit.net import CalibratedNet, LocalModel
+from specfit.net.posterior import combined
 from specfit.signal.joint_fit import TINY, JointFit, fit_jointly
 from specfit.signal.yield_error import yield_features
 
@@ -59,7 +60,7 @@ class Rows(NamedTuple):
     widening: Tensor
     """By how much the error of the tested yield is wider than this local model knows, shape `(r,)`."""
     features: Tensor
-    """What the learned part of that depends on, shape `(r, n_features)`."""
+    """What the learned part of that depends on, for who teaches it, shape `(r, N_OF_YIELD)`."""
 
     @property
     def error(self) -> Tensor:
@@ -88,13 +89,13 @@ def extract(
     Args:
         net: Says what is plausible.
         counts: Events, shape `(m, n_bins)`, float64; a guess of the background where masked.
-        columns: Templates of each row, first the tested one, then peaks fitted beside it, shape `(r, 1 + q, n_bins)`.
+        columns: Templates of each row, first the tested one, then peaks fitted beside it, the same in all rows of a
+            spectrum, shape `(r, 1 + q, n_bins)`.
         spectrum: Which counts each row is about, shape `(r,)`.
         edges: Bin edges, shape `(n_bins + 1,)`.
         mask: True for bins that weigh nothing, shape `(m, n_bins)`.
     """
-    once = plausible(net, counts, edges=edges, mask=mask)
-    first = _fitted(counts[spectrum], columns, LocalModel(*(t[spectrum] for t in once)), mask[spectrum])
+    first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask)
     return _finished(net, first, edges, mask[spectrum])
 
 
@@ -116,30 +117,48 @@ def extract_largest(
     Returns:
         One row for each spectrum, and which of the rows that came it is, shape `(m,)`.
     """
-    once = plausible(net, counts, edges=edges, mask=mask)
-    first = _fitted(counts[spectrum], columns, LocalModel(*(t[spectrum] for t in once)), mask[spectrum])
-    first = _calibrated(net, first, edges, mask[spectrum], absorption=first.widening)
-    z = first.local_z
+    first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask)
+    first = _calibrated(net, first, edges, mask[spectrum], absorption=torch.ones_like(first.widening))
+    z = _significances(first)
     largest = _largest_of_each(z, spectrum, len(counts))
-    near = z >= torch.minimum(NEAR_SHARE * largest, largest - NEAR_DISTANCE)[spectrum]
-    rows = near.nonzero()[:, 0]
-    some = _finished(net, first.of(rows), edges, mask[spectrum[rows]])
-    z, spectrum = some.local_z, spectrum[rows]
-    is_largest = (z == _largest_of_each(z, spectrum, len(counts))[spectrum]).nonzero()[:, 0]
-    best = torch.empty_like(counts[:, 0], dtype=torch.int64)
-    best[spectrum[is_largest]] = is_largest
+    rows = (z >= torch.minimum(NEAR_SHARE * largest, largest - NEAR_DISTANCE)[spectrum]).nonzero()[:, 0]
+    first = first.of(rows)
+    spectrum = spectrum[rows]
+    some = _finished(net, first, edges, mask[spectrum])
+    z = _significances(some)
+    is_largest = z == _largest_of_each(z, spectrum, len(counts))[spectrum]
+    number = torch.where(is_largest, torch.arange(len(z), device=z.device), len(z))
+    best = torch.full_like(counts[:, 0], len(z), dtype=torch.int64).scatter_reduce(0, spectrum, number, "amin")
     return some.of(best), rows[best]
+
+
+def _significances(rows: Rows) -> Tensor:
+    return rows.local_z.nan_to_num(-torch.inf)
 
 
 def _largest_of_each(z: Tensor, spectrum: Tensor, size: int) -> Tensor:
     return z.new_full((size,), -torch.inf).scatter_reduce(0, spectrum, z, "amax")
 
 
-def plausible(net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor) -> LocalModel:
+def _plausible(net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor) -> LocalModel:
     """Asks the net what is plausible around counts `(m, n_bins)`, which hold a guess of the background where masked."""
     pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)), strict=True)
     parts = [net.local_model(n, edges=edges, mask=k) for n, k in pieces]
     return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))
+
+
+def _first(
+    net: CalibratedNet, counts: Tensor, columns: Tensor, *, spectrum: Tensor, edges: Tensor, mask: Tensor
+) -> Rows:
+    """Fits every row around what is plausible of the data as they are, but for known peaks."""
+    once = _plausible(net, counts, edges=edges, mask=mask)
+    if columns.shape[1] > 1:  # nor does the net see the known peaks
+        each = torch.full_like(counts[:, 0], len(spectrum), dtype=torch.int64)
+        number = torch.arange(len(spectrum), device=counts.device)
+        peaks = columns[each.scatter_reduce(0, spectrum, number, "amin"), 1:]
+        alone = _fitted(counts, peaks, once, mask)
+        once = _without_signals_for_the_net(net, alone, edges, mask, seen=slice(None)).model
+    return _fitted(counts[spectrum], columns, LocalModel(*(t[spectrum] for t in once)), mask[spectrum])
 
 
 def _fitted(data: Tensor, columns: Tensor, model: LocalModel, mask: Tensor) -> Rows:
@@ -154,7 +173,7 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, mask: Tensor) -> R
 def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor) -> Rows:
     """Asks the net again where there is a signal, and says by how much errors are wider than it knows."""
     at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
-    rows = _without_signals_for_the_net(net, first, edges, mask)
+    rows = _without_signals_for_the_net(net, first, edges, mask, seen=slice(0, 1))
     return _calibrated(net, rows, edges, mask, absorption=_absorption(rows, *at_first))
 
 
@@ -163,6 +182,7 @@ def _calibrated(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, 
     features = yield_features(
         rows.columns[:, 0],
         rows.fit.background,
+        rate=rows.fit.background + combined(rows.fit.yields.clamp(min=0.0), rows.columns.mT),
         edges=edges,
         weight=(~mask).to(rows.data),
         variance=rows.fit.covariance[:, 0, 0],
@@ -171,10 +191,10 @@ def _calibrated(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, 
     return rows._replace(widening=absorption * net.yield_scale(features), features=features)
 
 
-def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor) -> Rows:
-    """Asks the net again without the signals, until they stay."""
+def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, seen: slice) -> Rows:
+    """Asks the net again without the signals, until those of some columns, which it has seen, stay."""
     size = rows.fit.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    moving = (rows.fit.yields.abs() > SEEN_ABOVE * size).any(-1).nonzero()[:, 0]
+    moving = (rows.fit.yields.abs() > SEEN_ABOVE * size)[:, seen].any(-1).nonzero()[:, 0]
     for _ in range(MOST_PASSES - 1):
         if len(moving) == 0:
             break
@@ -182,13 +202,13 @@ def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, 
         signal = (rows.columns[moving].mT @ old.yields[..., None])[..., 0]
         share = old.background / (old.background + signal).clamp(min=TINY)
         cleaned = torch.where(mask[moving], old.background, rows.data[moving] * share.clamp(max=LARGEST_SHARE))
-        model = plausible(net, cleaned, edges=edges, mask=mask[moving])
+        model = _plausible(net, cleaned, edges=edges, mask=mask[moving])
         new = _fitted(rows.data[moving], rows.columns[moving], model, mask[moving])
         for whole, part in zip(rows[2:5], new[2:5], strict=True):  # model, fit, without
             for kept, changed in zip(whole, part, strict=True):
                 kept[moving] = changed
-        moved = (new.fit.yields - old.yields)[:, 0].abs()
-        moving = moving[moved > SETTLED * new.fit.covariance[:, 0, 0].sqrt()]
+        size = new.fit.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        moving = moving[((new.fit.yields - old.yields).abs() > SETTLED * size)[:, seen].any(-1)]
     return rows
 
 

@@ -14,7 +14,7 @@ of the edges.
 
 from __future__ import annotations
 
-__all__ = ["SignalHypotheses", "binwise_hypotheses", "gaussian_hypotheses", "template_hypotheses"]
+__all__ = ["SignalHypotheses", "binwise_hypotheses", "edges_at", "gaussian_hypotheses", "template_hypotheses"]
 
 import functools
 from collections.abc import Callable, Sequence
@@ -111,7 +111,7 @@ def _binwise(edges: tuple[float, ...]) -> SignalHypotheses:
     while width == NARROWEST or width <= WIDEST * n_bins:
         inside = min(ROOM * width, n_bins / 2)
         centers = torch.arange(inside, n_bins - inside + 1e-9, max(STEP * width, NARROWEST), dtype=torch.float64)
-        sides = [_at(limits, centers + side) for side in (0.0, width / 2, -width / 2)]
+        sides = [edges_at(limits, centers + side) for side in (0.0, width / 2, -width / 2)]
         parts.append((sides[0], sides[1] - sides[2]))
         width *= WIDER_BY
     masses, widths = (torch.cat(t) for t in zip(*parts, strict=True))
@@ -144,8 +144,8 @@ def template_hypotheses(templates: ArrayLike, edges: ArrayLike, *, mass: ArrayLi
     return SignalHypotheses(masses, width, shapes)
 
 
-def _at(edges: Tensor, position: Tensor) -> Tensor:
-    """Interpolates the edges at positions counted in bins."""
+def edges_at(edges: Tensor, position: Tensor) -> Tensor:
+    """Interpolates edges `(n_bins + 1,)` at positions counted in bins, any shape."""
     below = position.floor().long().clamp(0, len(edges) - 2)
     return edges[below] + (position - below) * edges.diff()[below]
 

@@ -10,7 +10,7 @@ as a function of
 - the two together: the share of the error that the background makes, and how much of the signal a background of its own
   explains.
 
-None of them depends on how well the fit describes the data, or a signal would widen the error that it is judged by.
+None of them grows with the signal, or it would widen the error that it is judged by.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ TINY = 1e-12
 
 
 def yield_features(
-    template: Tensor, background: Tensor, *, edges: Tensor, weight: Tensor, variance: Tensor, absorption: Tensor
+    template: Tensor,
+    background: Tensor,
+    *,
+    rate: Tensor,
+    edges: Tensor,
+    weight: Tensor,
+    variance: Tensor,
+    absorption: Tensor,
 ) -> Tensor:
-    """Computes the features of `specfit.net.error_scale.YieldScale`, shape `(r, 15)`, float32.
+    """Computes the features of `specfit.net.error_scale.YieldScale`, shape `(r, N_OF_YIELD)`, float32.
 
     Args:
         template: Share of the events of a signal in each bin, shape `(r, n_bins)`.
         background: Fitted beside the signal, events, same shape.
+        rate: All that is expected, signals included, same shape.
         edges: Bin edges, shape `(n_bins + 1,)`.
         weight: 0 for masked bins, 1 for others, shape `(r, n_bins)`.
         variance: Of the yield, from the joint fit, shape `(r,)`.
@@ -44,9 +52,12 @@ def yield_features(
     total = template.sum(-1).clamp(min=TINY)
     center = template @ index / total  # in bins
     deviation = (template @ index.square() / total - center.square()).clamp(min=1 / 12).sqrt()
-    information = (weight * template.square() / background.clamp(min=TINY)).sum(-1).clamp(min=TINY**2)
-    competing = total.square() / information
-    of_background = (1 - 1 / (information * variance)).clamp(1e-3, 1.0)
+    of_known, of_rate = (
+        (weight * template.square() / t.clamp(min=TINY)).sum(-1).clamp(min=TINY**2) for t in (background, rate)
+    )
+    competing = total.square() / of_known
+    # What a known background would leave of the variance is the signal's own.
+    of_background = (1 - 1 / (of_rate * variance)).clamp(1e-3, 1.0)
     log_density = background.clamp(min=1e-9).log() - edges.diff().to(background).log()
     shapes = []
     for distance in DISTANCES:

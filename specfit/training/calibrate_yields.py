@@ -1,9 +1,9 @@
 """calibrate_yields: simulation teaches a net how far the errors of yields fitted beside its backgrounds are off.
 
 Pure backgrounds are searched at random places with signals of random widths; the pulls, yield over error, are those of
-a search that finds nothing. The factor on the error is such that their fourth moment is that of a normal distribution,
-whatever the features of `specfit.signal.yield_error` are, or 1 where that would make it smaller: where a net misses few
-backgrounds by far the tails count, from which discoveries would come, and the core is a little narrower than 1.
+a search that finds nothing. The factor on the error, a function of the features of `specfit.signal.yield_error`, is
+learned to give them the fourth moment of a normal distribution, and is 1 where that would make an error smaller: where
+a net misses few backgrounds by far the tails count, from which discoveries would come, and the core is narrower than 1.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from specfit.generator import SpectrumGenerator, WideGenerator
-from specfit.net.error_scale import YIELD_LOG_FACTORS, CalibratedNet, YieldScale
+from specfit.net.error_scale import LARGEST_LOG_FACTOR, CalibratedNet, YieldScale
 from specfit.randomness import independent_rng
 from specfit.shapes import Gaussian
 from specfit.signal.extraction import extract
+from specfit.signal.hypotheses import edges_at
 from specfit.significance import deviance_p_value
 
 # Spectra on the same edges, and signals that are looked for in each of them.
@@ -38,9 +39,9 @@ class YieldCalibration(NamedTuple):
     """Pulls of the yields of signals that are not there, yield / error, over simulated spectra."""
 
     yield_width_before: float
-    """Root mean square, of pulls up to 8, before the calibration."""
+    """Root mean square, of pulls up to 8, without the calibration."""
     yield_width: float
-    """The same after it, on other spectra."""
+    """The same with it."""
     yield_beyond_3: float
     """Share beyond three standard errors after it; 0.0027 of normal ones."""
 
@@ -61,10 +62,10 @@ def calibrate_yields(
     n_batches = -(-size // SPECTRA)
     net.yield_scale.load_state_dict(_untrained_scale(seed).state_dict())
     features, pulls = _searched(net, pure, n_batches, (seed, 4))
-    before = _width(pulls)
     _learn(net.yield_scale, features, pulls, rng=independent_rng((seed, 5)))
-    judged = _searched(net, pure, -(-n_batches // 4), (seed, 6))[1]
-    return YieldCalibration(before, _width(judged), (judged.abs() > 3).double().mean().item())
+    features, judged = _searched(net, pure, -(-n_batches // 4), (seed, 6))
+    before = judged * net.yield_scale(features).float()
+    return YieldCalibration(_width(before), _width(judged), (judged.abs() > 3).double().mean().item())
 
 
 def _untrained_scale(seed: int) -> YieldScale:
@@ -118,14 +119,8 @@ def _signals(edges: Tensor, rng: torch.Generator) -> Tensor:
     width = NARROWEST * (max(1.0, WIDEST * n_bins / NARROWEST)) ** share  # in bins
     inside = width.clamp(min=INSIDE)
     center = inside + (n_bins - 2 * inside) * torch.rand(SIGNALS, generator=rng, dtype=torch.float64)
-    low, mass, high = (_at(edges, center + side * width) for side in (-0.5, 0.0, 0.5))
+    low, mass, high = (edges_at(edges, center + side * width) for side in (-0.5, 0.0, 0.5))
     return Gaussian(mass, high - low).log_bins(edges).exp()
-
-
-def _at(edges: Tensor, position: Tensor) -> Tensor:
-    """Interpolates the edges at positions counted in bins."""
-    below = position.floor().long().clamp(0, len(edges) - 2)
-    return edges[below] + (position - below) * edges.diff()[below]
 
 
 def _width(pulls: Tensor) -> float:
@@ -140,7 +135,8 @@ def _learn(scale: YieldScale, features: Tensor, pulls: Tensor, *, rng: torch.Gen
     with torch.enable_grad():
         for _ in range(STEPS):
             some = torch.randint(len(pulls), (min(ROWS_A_STEP, len(pulls)),), generator=rng)
-            log_factor = scale.log_factor(features[some])[..., 0].clamp(*YIELD_LOG_FACTORS)
+            # Below its least value a factor must learn on, or rows that need more would be lost with them.
+            log_factor = scale.log_factor(features[some])[..., 0].clamp(max=LARGEST_LOG_FACTOR)
             # Least where the mean of the fourth power is 3.
             loss = (log_factor + (largest[some] * (-log_factor).exp()).pow(4) / 12).mean()
             optimizer.zero_grad()
