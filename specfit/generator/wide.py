@@ -37,7 +37,7 @@ class WideGenerator:
         ratio: Range of highest over lowest edge.
         total: Range of the expected number of background events, uniform in its logarithm.
         families: Relative frequency of each family by name (`FAMILIES` and `HELD_OUT`); None takes all of `FAMILIES`,
-            the mixture of turn-ons three times as often.
+            the mixture of turn-ons as often as all others together.
         turn_on: Share of the other families that get a turn-on.
         signal: Share of spectra that get signals.
         strength: Range of a signal in units of the root of the background within two standard deviations.
@@ -174,7 +174,7 @@ def _points(edges: Tensor) -> tuple[Points, Tensor]:
 
 def _check_families(families: dict[str, float] | None) -> dict[str, float]:
     if families is None:
-        return dict.fromkeys(FAMILIES, 1.0) | {"turn_on_mixture": 3.0}
+        return dict.fromkeys(FAMILIES, 1.0) | {"turn_on_mixture": len(FAMILIES) - 1.0}
     unknown = set(families) - set(FAMILIES | HELD_OUT)
     if unknown or not families:
         raise InputError(
