@@ -50,7 +50,7 @@ def test_what_the_caller_left_out_is_not_held_against_the_fit():
 
 
 # Upsilon(1S) reaches the end of its window: it has no right sideband, and is not told from a background.
-WINDOWS = ["Zee", "Zmumu", "psi2S", "phi", "rho_omega"]
+WINDOWS = ["Zee", "Zmumu", "psi2S", "phi"]
 SMOOTH = [
     "atlas_d",
     "cms_caloscouting_2015D",
@@ -75,6 +75,15 @@ def test_a_resonance_that_fills_its_window_is_flagged(name, any_binning, spectra
     assert not bool(fit.converged)
     assert "follow a single peak" in fit.message
     assert "--mask" in fit.message
+
+
+def test_a_narrow_resonance_on_a_wide_one_is_masked_and_said(any_binning, spectra_folder):
+    (file,) = spectra_folder.glob("cms_opendata_rho_omega_Run2011A*.csv")
+    fit = any_binning.fit(file)
+    (peak,) = ((fit.spectrum.edges[:-1] < 0.7827) & (fit.spectrum.edges[1:] >= 0.7827)).nonzero()[:, 0]
+    assert bool(fit.mask[peak]) or not bool(fit.converged)
+    assert "masked around 0.78" in fit.message or "follow a single peak" in fit.message
+    assert fit.significance[peak] > 5 or not bool(fit.converged)
 
 
 @pytest.mark.parametrize("name", SMOOTH)

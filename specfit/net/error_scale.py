@@ -26,7 +26,7 @@ from specfit.net.base import BackgroundNet, LocalModel, Prediction
 from specfit.net.posterior import gaussian_prediction
 
 N_OF_SPECTRUM, N_OF_BIN, HIDDEN = 3, 4, 24
-N_OF_YIELD = 15
+N_OF_YIELD = 14
 """Features that the factor on the error of a yield depends on."""
 # The log of the factor on the error of a yield; it is never below 0: no error is made smaller than its fit says.
 LARGEST_LOG_FACTOR = 3.0

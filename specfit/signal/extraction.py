@@ -186,7 +186,6 @@ def _calibrated(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, 
         edges=edges,
         weight=(~mask).to(rows.data),
         variance=rows.fit.covariance[:, 0, 0],
-        absorption=absorption,
     )
     return rows._replace(widening=absorption * net.yield_scale(features), features=features)
 

@@ -7,8 +7,7 @@ as a function of
 - the signal: how wide it is, where it lies, how many background events compete with it;
 - the background fitted beside it: how it falls and bends over the width of the signal, as such and in units of what the
   data can tell;
-- the two together: the share of the error that the background makes, and how much of the signal a background of its own
-  explains.
+- the two together: the share of the error that the background makes.
 
 None of them grows with the signal, or it would widen the error that it is judged by.
 """
@@ -34,7 +33,6 @@ def yield_features(
     edges: Tensor,
     weight: Tensor,
     variance: Tensor,
-    absorption: Tensor,
 ) -> Tensor:
     """Computes the features of `specfit.net.error_scale.YieldScale`, shape `(r, N_OF_YIELD)`, float32.
 
@@ -45,7 +43,6 @@ def yield_features(
         edges: Bin edges, shape `(n_bins + 1,)`.
         weight: 0 for masked bins, 1 for others, shape `(r, n_bins)`.
         variance: Of the yield, from the joint fit, shape `(r,)`.
-        absorption: How much wider the error is where a background of its own explains the signal, shape `(r,)`.
     """
     n_bins = template.shape[1]
     index = torch.arange(n_bins).to(template) + 0.5
@@ -69,8 +66,8 @@ def yield_features(
         shapes.append((bend * competing.sqrt()).asinh() / 3)
     position = center / n_bins
     of_signal = [deviation.log() / 2, 4 * position * (1 - position), position, competing.log1p() / 10]
-    of_both = [(of_background.log() + 1) / 2, absorption.log(), torch.full_like(total, n_bins).log() / 5]
-    return torch.stack(shapes + of_signal + of_both, -1).float()
+    of_fit = [(of_background.log() + 1) / 2, torch.full_like(total, n_bins).log() / 5]
+    return torch.stack(shapes + of_signal + of_fit, -1).float()
 
 
 def _limited(fall: Tensor) -> Tensor:
