@@ -14,8 +14,9 @@ from specfit.information_limit import USED_ABOVE
 from specfit.net import BackgroundNet
 from specfit.net.error_scale import CalibratedNet, ErrorScale
 from specfit.randomness import independent_rng
+from specfit.training.scales import learn_log_factor, untrained
 
-BATCH, STEPS, BINS_A_STEP, LEARNING_RATE = 256, 1500, 8192, 3e-3
+BATCH, STEPS, BINS_A_STEP = 256, 1500, 8192
 BINS_AT_A_TIME = 1_000_000
 # Pulls are taken to follow Student's distribution with so many degrees of freedom: a net that misses some spectra by
 # far is not calibrated on those. The widths that are reported leave out what is larger still.
@@ -52,7 +53,7 @@ def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, 
     net.eval()
     pure = generator.without_signal()
     batches = [pure.sample(BATCH, rng=independent_rng((seed, 0, i))) for i in range(-(-size // BATCH))]
-    net.error_scale.load_state_dict(_untrained_scale(seed).state_dict())
+    net.error_scale.load_state_dict(untrained(ErrorScale, seed=seed).state_dict())
     features, pulls = (torch.cat(parts) for parts in zip(*(_bins(net, batch) for batch in batches), strict=True))
     before = _width(pulls)
     _learn_scale(net.error_scale, features, pulls, rng=independent_rng((seed, 1)))
@@ -63,12 +64,6 @@ def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, 
     judged = torch.cat([_bins(net, batch)[1] for batch in others])
     inside = [(judged.abs() < z).double().mean().item() for z in (1.0, 1.96)]
     return Calibration(before, _width(judged), *inside)
-
-
-def _untrained_scale(seed: int) -> ErrorScale:
-    with torch.random.fork_rng(devices=[]):  # torch's layers know no other source of randomness
-        torch.manual_seed(seed)
-        return ErrorScale()
 
 
 @torch.no_grad()
@@ -93,22 +88,15 @@ def _features(net: CalibratedNet, batch: Batch) -> Tensor:
 
 
 def _learn_scale(scale: ErrorScale, features: Tensor, pulls: Tensor, *, rng: torch.Generator) -> None:
-    scale.requires_grad_(True)
-    optimizer = torch.optim.Adam(scale.parameters(), LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            some = torch.randint(len(pulls), (min(BINS_A_STEP, len(pulls)),), generator=rng)
-            log_factor = scale.log_factor(features[some])[..., 0]
-            scaled = pulls[some] * (-log_factor).exp()
-            loss = (log_factor + (DEGREES + 1) / 2 * torch.log1p(scaled.square() / DEGREES)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    scale.requires_grad_(False)
+    sizes = {"steps": STEPS, "rows_a_step": BINS_A_STEP}
+    learn_log_factor(scale, features, pulls, loss=_of_student, **sizes, rng=rng)
     with torch.no_grad():
         scaled = (pulls * (-scale.log_factor(features)[..., 0]).exp()).abs()
         within = torch.stack([part.quantile(ONE_SIGMA) for part in scaled.split(BINS_AT_A_TIME)]).mean()
         last = cast(torch.nn.Linear, scale.log_factor[-1])
         last.bias.add_(within.log())
+
+
+def _of_student(log_factor: Tensor, pulls: Tensor) -> Tensor:
+    scaled = pulls * (-log_factor).exp()
+    return (log_factor + (DEGREES + 1) / 2 * torch.log1p(scaled.square() / DEGREES)).mean()

@@ -22,10 +22,11 @@ from specfit.shapes import Gaussian
 from specfit.signal.extraction import extract
 from specfit.signal.hypotheses import edges_at
 from specfit.significance import deviance_p_value
+from specfit.training.scales import learn_log_factor, untrained
 
 # Spectra on the same edges, and signals that are looked for in each of them.
 SPECTRA, SIGNALS = 32, 6
-STEPS, ROWS_A_STEP, LEARNING_RATE = 2500, 4096, 3e-3
+STEPS, ROWS_A_STEP = 2500, 4096
 # A signal is at least so many bins wide and at most this share of all bins (standard deviations), and lies at least one
 # of them, or this many bins, inside the range; so many background events compete with it at least.
 NARROWEST, WIDEST, INSIDE, FEWEST_EVENTS = 0.5, 0.1, 1.0, 20.0
@@ -60,18 +61,12 @@ def calibrate_yields(
     net.eval()
     pure = generator.without_signal()
     n_batches = -(-size // SPECTRA)
-    net.yield_scale.load_state_dict(_untrained_scale(seed).state_dict())
+    net.yield_scale.load_state_dict(untrained(YieldScale, seed=seed).state_dict())
     features, pulls = _searched(net, pure, n_batches, (seed, 4))
     _learn(net.yield_scale, features, pulls, rng=independent_rng((seed, 5)))
     features, judged = _searched(net, pure, -(-n_batches // 4), (seed, 6))
     before = judged * net.yield_scale(features).float()
     return YieldCalibration(_width(before), _width(judged), (judged.abs() > 3).double().mean().item())
-
-
-def _untrained_scale(seed: int) -> YieldScale:
-    with torch.random.fork_rng(devices=[]):  # torch's layers know no other source of randomness
-        torch.manual_seed(seed)
-        return YieldScale()
 
 
 def _searched(
@@ -129,18 +124,12 @@ def _width(pulls: Tensor) -> float:
 
 def _learn(scale: YieldScale, features: Tensor, pulls: Tensor, *, rng: torch.Generator) -> None:
     largest = pulls.clamp(-LARGEST_PULL, LARGEST_PULL)
-    scale.requires_grad_(True)
-    optimizer = torch.optim.Adam(scale.parameters(), LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            some = torch.randint(len(pulls), (min(ROWS_A_STEP, len(pulls)),), generator=rng)
-            # Below its least value a factor must learn on, or rows that need more would be lost with them.
-            log_factor = scale.log_factor(features[some])[..., 0].clamp(max=LARGEST_LOG_FACTOR)
-            # Least where the mean of the fourth power is 3.
-            loss = (log_factor + (largest[some] * (-log_factor).exp()).pow(4) / 12).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    scale.requires_grad_(False)
+    sizes = {"steps": STEPS, "rows_a_step": ROWS_A_STEP}
+    learn_log_factor(scale, features, largest, loss=_of_fourth_moment, **sizes, rng=rng)
+
+
+def _of_fourth_moment(log_factor: Tensor, pulls: Tensor) -> Tensor:
+    """Computes a loss that is least where the mean of the fourth power is 3."""
+    # Below its least value a factor must learn on, or rows that need more would be lost with them.
+    log_factor = log_factor.clamp(max=LARGEST_LOG_FACTOR)
+    return (log_factor + (pulls * (-log_factor).exp()).pow(4) / 12).mean()
