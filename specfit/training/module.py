@@ -31,7 +31,8 @@ class FitterModule(pl.LightningModule):
         scheduler: Makes the learning-rate schedule from the optimizer and `total_steps`, or None.
         stage_weight: Weight of the loss of every stage but the last.
         clip: Largest norm of the gradient, or None. A step whose gradient is not finite is left out.
-        robust: Take the log of 1 + each spectrum's loss, so that no spectrum of a wide prior outweighs the others.
+        robust: Where the loss of a spectrum stops to count by its size and begins to count by its logarithm, so that no
+            spectrum of a wide prior outweighs the others; None: it always counts by its size.
         limit: RMS of an efficient estimator on the validation set, or None.
     """
 
@@ -43,7 +44,7 @@ class FitterModule(pl.LightningModule):
         scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
         stage_weight: float = 0.3,
         clip: float | None = 1.0,
-        robust: bool = False,
+        robust: float | None = None,
         limit: float | None = None,
     ) -> None:
         super().__init__()
@@ -83,8 +84,9 @@ class FitterModule(pl.LightningModule):
         return self.net.stages(batch.counts, edges=batch.edges, mask=batch.mask)
 
     def _loss(self, background: Tensor, truth: Tensor) -> Tensor:
-        if self.robust:
-            return torch.log1p(poisson_deviance(truth.double(), background.double()).mean(-1) / 2).mean()
+        if self.robust is not None:
+            loss = poisson_deviance(truth.double(), background.double()).mean(-1) / 2  # (m,)
+            return self.robust * torch.log1p(loss / self.robust).mean()
         return significance_loss(background, truth, normalize=self.net.keeps_total)
 
     def configure_optimizers(self) -> Any:
