@@ -264,3 +264,18 @@ def test_what_chance_makes_is_fitted_as_well():
         x, fit = problem.minimum(), problem.fit()
         ours = np.concatenate([fit.coefficients[0], fit.yields[0]])
         assert problem.nll(ours) <= problem.nll(x) + 1e-3, (seed, problem.nll(ours) - problem.nll(x))
+
+
+def test_last_directions_that_are_zero_change_nothing():
+    """Of three spectra in a batch two have a narrower basis, one of them none at all; each is fitted as if alone."""
+    chosen = [Problem(events=2e3, n_basis=n, yields=(150.0,), seed=n) for n in (6, 2, 0)]
+    wide = [np.pad(p.basis, ((0, 0), (0, 6 - p.n_basis))) for p in chosen]
+    parts = [np.stack([getattr(p, name) for p in chosen]) for name in ("counts", "log_mean", "templates")]
+    counts, log_mean, templates = (torch.as_tensor(part) for part in parts)
+    together = fit_jointly(counts, log_mean, torch.as_tensor(np.stack(wide)), templates)
+    for i, problem in enumerate(chosen):
+        alone = problem.fit()
+        assert_allclose(together.coefficients[i, : problem.n_basis], alone.coefficients[0], rtol=1e-9)
+        assert not together.coefficients[i, problem.n_basis :].any()
+        for name in ("background", "yields", "covariance", "nll"):
+            assert_allclose(getattr(together, name)[i], getattr(alone, name)[0], rtol=1e-9)

@@ -152,19 +152,30 @@ def _first(
 ) -> Rows:
     """Fits every row around what is plausible of the data as they are, but for known peaks."""
     once = _plausible(net, counts, edges=edges, mask=mask)
-    if columns.shape[1] > 1:  # nor does the net see the known peaks
-        each = torch.full_like(counts[:, 0], len(spectrum), dtype=torch.int64)
-        number = torch.arange(len(spectrum), device=counts.device)
-        peaks = columns[each.scatter_reduce(0, spectrum, number, "amin"), 1:]
-        alone = _fitted(counts, peaks, once, mask)
-        once = _without_signals_for_the_net(net, alone, edges, mask, seen=slice(None)).model
-    return _fitted(counts[spectrum], columns, LocalModel(*(t[spectrum] for t in once)), mask[spectrum])
+    each = torch.full_like(counts[:, 0], len(spectrum), dtype=torch.int64)
+    number = torch.arange(len(spectrum), device=counts.device)
+    peaks = columns[each.scatter_reduce(0, spectrum, number, "amin"), 1:]
+    if peaks.shape[1]:  # nor does the net see the known peaks
+        alone = _without_signals_for_the_net(
+            net, _fitted(counts, peaks, once, mask=mask), edges, mask, seen=slice(None)
+        )
+        once, without = alone.model, alone.fit
+    else:
+        without = _alone(counts, peaks, once, mask)
+    # What is there without the tested signal is the same in all rows of a spectrum.
+    model, without = LocalModel(*(t[spectrum] for t in once)), JointFit(*(t[spectrum] for t in without))
+    return _fitted(counts[spectrum], columns, model, without, mask=mask[spectrum])
 
 
-def _fitted(data: Tensor, columns: Tensor, model: LocalModel, mask: Tensor) -> Rows:
+def _alone(data: Tensor, peaks: Tensor, model: LocalModel, mask: Tensor) -> JointFit:
+    return fit_jointly(data, model.log_mean, model.basis, peaks, weight=(~mask).to(data))
+
+
+def _fitted(data: Tensor, columns: Tensor, model: LocalModel, without: JointFit | None = None, *, mask: Tensor) -> Rows:
     """Fits with and without the tested signal around a local model."""
     weight = (~mask).to(data)
-    without = fit_jointly(data, model.log_mean, model.basis, columns[:, 1:], weight=weight)
+    if without is None:
+        without = _alone(data, columns[:, 1:], model, mask)
     start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
     fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
     return Rows(data, columns, model, fit, without, torch.ones_like(fit.nll), data.new_zeros(len(data), 0))
@@ -202,7 +213,7 @@ def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, 
         share = old.background / (old.background + signal).clamp(min=TINY)
         cleaned = torch.where(mask[moving], old.background, rows.data[moving] * share.clamp(max=LARGEST_SHARE))
         model = _plausible(net, cleaned, edges=edges, mask=mask[moving])
-        new = _fitted(rows.data[moving], rows.columns[moving], model, mask[moving])
+        new = _fitted(rows.data[moving], rows.columns[moving], model, mask=mask[moving])
         for whole, part in zip(rows[2:5], new[2:5], strict=True):  # model, fit, without
             for kept, changed in zip(whole, part, strict=True):
                 kept[moving] = changed

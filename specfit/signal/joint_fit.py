@@ -63,20 +63,45 @@ def fit_jointly(
     Args:
         counts: Events, shape `(m, n_bins)`, float64.
         log_mean: Of the local model, shape `(m, n_bins)`.
-        basis: Of the local model, shape `(m, n_bins, k)`.
+        basis: Of the local model, shape `(m, n_bins, k)`; last directions that are zero in a row cost it nothing.
         templates: Events of each signal in each bin for a yield of 1, shape `(m, q, n_bins)`; q may be 0.
         weight: 0 for masked bins, 1 for others, shape `(m, n_bins)`; None takes all.
         fixed: Events of a signal that is not fitted, shape `(m, n_bins)`.
         start: A fit of the same shapes to start from.
     """
-    m, k, q = len(counts), basis.shape[-1], templates.shape[1]
+    k = basis.shape[-1]
     weight = torch.ones_like(counts) if weight is None else weight
     fixed = torch.zeros_like(counts) if fixed is None else fixed
     problem = _Problem(counts, log_mean, basis, templates.mT, weight, fixed)
-    state = counts.new_zeros(m, k + q)
+    state = counts.new_zeros(len(counts), k + templates.shape[1])
     if start is not None:
         state[:, :k], state[:, k:] = start.coefficients, start.yields
-    rows = torch.arange(m, device=counts.device)
+    numbers = torch.arange(1, k + 1, device=counts.device) * basis.any(1)
+    n_used = torch.nn.functional.pad(numbers, (1, 0)).amax(1)  # (m,)
+    sizes = sorted(set(n_used.tolist()))
+    if sizes in ([], [k]):
+        return _minimum(problem, state)
+    # A generic basis stands beside the learned one of every spectrum, and is zero but in those that need it.
+    whole: JointFit | None = None
+    for size in sizes:
+        rows = (n_used == size).nonzero()[:, 0]
+        some = problem.of(rows)
+        part = _minimum(
+            some._replace(basis=some.basis[..., :size]), torch.cat([state[rows, :size], state[rows, k:]], 1)
+        )
+        part = part._replace(coefficients=torch.nn.functional.pad(part.coefficients, (0, k - size)))
+        if whole is None:
+            whole = JointFit(*(t.new_empty(len(counts), *t.shape[1:]) for t in part))
+        for kept, found in zip(whole, part, strict=True):
+            kept[rows] = found
+    assert whole is not None
+    return whole
+
+
+def _minimum(problem: _Problem, state: Tensor) -> JointFit:
+    """Minimises from coefficients and yields `(m, k + q)`, which are written over."""
+    counts, weight, k = problem.counts, problem.weight, problem.basis.shape[-1]
+    rows = torch.arange(len(counts), device=counts.device)
     for _ in range(MOST_STEPS):
         step, size = _step(problem.of(rows), state[rows])
         state[rows] += step
@@ -90,7 +115,7 @@ def fit_jointly(
     # The error of a deficit is that of no signal: at the wall of an empty bin the information has no end.
     expected = problem.rates(torch.cat([c, yields.clamp(min=0.0)], -1))
     lower = torch.linalg.cholesky_ex(_information(problem, *expected)[1])[0]
-    return JointFit(background, yields, _last_block(lower, q), nll, c)
+    return JointFit(background, yields, _last_block(lower, yields.shape[1]), nll, c)
 
 
 class _Problem(NamedTuple):
