@@ -74,21 +74,21 @@ def has_lone_peak(counts: Tensor, background: Tensor, edges: Tensor, *, mask: Te
 
 def _inner_maximum(background: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the highest maximum with flanks that level off, and their distance in bins, 0 for none; both `(m,)`."""
-    log_density = (background / edges.diff()).log()
-    m, n_bins = log_density.shape
+    log_density = (background / edges.diff()).log()[:, None]  # (m, 1, n_bins)
+    n_bins = log_density.shape[-1]
     index = torch.arange(n_bins, device=edges.device)
-    best, bin_, flank = (log_density.new_zeros(m), *(index.new_zeros(m) for _ in range(2)))
-    for share in FLANKS:
-        h = max(2, round(share * n_bins))
-        inside = (index >= 2 * h) & (index < n_bins - 2 * h)
-        near, far = ([log_density[:, (index + side * k).clamp(0, n_bins - 1)] for side in (-1, 1)] for k in (h, 2 * h))
-        rise = torch.minimum(log_density - near[0], log_density - near[1])
-        levels = [n - f < LEVELLING * (log_density - n) for n, f in zip(near, far, strict=True)]
-        peak = torch.where(inside & levels[0] & levels[1] & (rise > LEAST_RISE), rise, 0.0).max(1)
-        higher = peak.values > best
-        best, bin_ = torch.where(higher, peak.values, best), torch.where(higher, peak.indices, bin_)
-        flank = torch.where(higher, h, flank)
-    return bin_, flank
+    h = torch.tensor([max(2, round(share * n_bins)) for share in FLANKS], device=edges.device)[:, None]  # (n_flanks, 1)
+    inside = (index >= 2 * h) & (index < n_bins - 2 * h)
+    steps = torch.stack([-h, h, -2 * h, 2 * h])
+    left, right, far_left, far_right = log_density[:, 0, (index + steps).clamp(0, n_bins - 1)].unbind(1)
+    rise = log_density - torch.maximum(left, right)
+    levels = (left - far_left < LEVELLING * (log_density - left)) & (
+        right - far_right < LEVELLING * (log_density - right)
+    )
+    peaks = torch.where(inside & levels & (rise > LEAST_RISE), rise, 0.0).max(-1)  # (m, n_flanks)
+    best = peaks.values.max(-1)
+    bin_ = peaks.indices.gather(1, best.indices[:, None])[:, 0]
+    return bin_, torch.where(best.values > 0, h[best.indices, 0], 0)
 
 
 def _templates(bin_: Tensor, flank: Tensor, edges: Tensor) -> Tensor:

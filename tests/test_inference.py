@@ -13,6 +13,7 @@ from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter, smooth_background
 from specfit.net import NETS, LearnedBasisNet, TalkNet
 from specfit.search import scan_many
+from specfit.signal import binwise_hypotheses
 
 EDGES = np.geomspace(250, 3000, 13)
 
@@ -234,3 +235,13 @@ def test_what_is_shipped_is_not_taken_from_where_one_works(tmp_path, monkeypatch
     counts = np.random.default_rng(3).poisson(1e4 * np.exp(-np.arange(33) / 9))
     assert SpectrumFitter.from_checkpoint().fit(counts).background.shape == (33,)
     assert len(scan_many(counts[None].tolist())) == 1
+
+
+def test_what_a_fit_keeps_or_answers_can_be_differentiated(fitter, counts):
+    """A fit runs in inference mode; nothing that leaves it may be bound to that."""
+    fit = fitter.fit(counts, EDGES)
+    assert not any(value.is_inference() for value in vars(fit).values() if isinstance(value, torch.Tensor))
+    assert not binwise_hypotheses(EDGES).templates.is_inference()
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (fit.background * factor).sum().backward()
+    assert factor.grad > 0

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from specfit.net.base import LocalModel
 from specfit.net.error_scale import CalibratedNet
-from specfit.net.posterior import LARGEST_LOG_SCALE, posterior_mode
+from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, posterior_mode
 from specfit.net.smooth import SMOOTH_DIRECTIONS, smooth_estimate, with_generic_basis
 from specfit.significance import poisson_deviance
 
@@ -85,11 +85,14 @@ class AnyBinningNet(CalibratedNet):
         mask: Tensor | None = None,
     ) -> tuple[LocalModel, Tensor]:
         """Computes what the last pass and, where it is needed, a generic basis hold for plausible, and its mode."""
-        log_rates, model = self._run(counts, edges, mask)
+        # The answer is found again below, with every bin believed.
+        log_rates, model = self._run(counts, edges, mask, settled=SETTLED_TO_READ)
         log_widths = _edges_of(counts.double(), edges).diff(dim=1).log()
         return with_generic_basis(model, log_rates[-1], counts.double(), log_widths, mask=_mask_of(counts, mask))
 
-    def _run(self, counts: Tensor, edges: Tensor | None, mask: Tensor | None) -> tuple[list[Tensor], LocalModel]:
+    def _run(
+        self, counts: Tensor, edges: Tensor | None, mask: Tensor | None, *, settled: float | None = None
+    ) -> tuple[list[Tensor], LocalModel]:
         """Returns the log rates of each pass, and the local model of the last."""
         data = counts.double()
         edges = _edges_of(data, edges)
@@ -112,7 +115,7 @@ class AnyBinningNet(CalibratedNet):
             coarse, fine = self.mean(tokens).unbind(-1)
             log_mean = log_rates[-1] + coarse + fine * _smallest_visible(log_rates[-1])
             models.append(LocalModel(log_mean, basis, weight, features))
-            log_rates.append(posterior_mode(log_mean, basis, data, weight=weight))
+            log_rates.append(posterior_mode(log_mean, basis, data, weight=weight, settled=settled))
         return log_rates[1:], models[-1]
 
 

@@ -128,31 +128,39 @@ def _newton(
     """Returns the coefficients `(m, k)` and the log rates `(m, n_bins)` at the mode."""
     c = basis.new_zeros(basis.shape[::2]) if start is None else start.clone()
     log_rate = (log_mean if start is None else log_mean + combined(c, basis)).clamp(*LOG_RATES)
-    rows: slice | Tensor = slice(None)
+    rows: Tensor | None = None  # those that still move; None: all
+    b, d, w, now, rate_now = basis, counts, weight, c, log_rate
     for done in range(1, MOST_STEPS + 1):
-        b, d, w = basis[rows], counts[rows], weight[rows]
-        rate = log_rate[rows].exp()
+        rate = rate_now.exp()
         information = w * rate
-        force = combined(w * (d - rate), b.mT) - c[rows]
+        force = combined(w * (d - rate), b.mT) - now
         # What rounding leaves without a factor stays where it is.
         step = solved(precision_cholesky(b, information), force).nan_to_num(0.0, 0.0, 0.0)
         moved = combined(step, b)
-        damping = (LARGEST_STEP / moved.abs().amax(1, keepdim=True).clamp(min=1e-6)).clamp(max=1.0)
-        c[rows] += damping * step
-        log_rate[rows] = (log_rate[rows] + damping * moved).clamp(*LOG_RATES)
-        if done < FEWEST_STEPS:
+        damping = (LARGEST_STEP / torch.linalg.vector_norm(moved, torch.inf, 1, keepdim=True)).clamp(max=1.0)
+        now = torch.addcmul(now, damping, step)
+        rate_now = torch.addcmul(rate_now, damping, moved).clamp(*LOG_RATES)
+        if done < min(FEWEST_STEPS, MOST_STEPS):
             continue
         is_open = (moved.square() * information).amax(1) > settled**2
-        if not is_open.any():
+        n_open = int(is_open.sum()) if done < MOST_STEPS else 0
+        if 0 < n_open == len(is_open):
+            continue
+        if rows is None:
+            c, log_rate = now, rate_now
+        else:
+            c[rows], log_rate[rows] = now, rate_now
+        if n_open == 0:
             break
-        rows = is_open.nonzero()[:, 0] if isinstance(rows, slice) else rows[is_open]
+        rows = is_open.nonzero()[:, 0] if rows is None else rows[is_open]
+        b, d, w, now, rate_now = (t[is_open] for t in (b, d, w, now, rate_now))
     return c, log_rate
 
 
 def combined(c: Tensor, basis: Tensor) -> Tensor:
     """Computes B c for coefficients `(m, k)` and a basis `(m, n_bins, k)`, shape `(m, n_bins)`."""
     # Rows times matrices: several times faster than matrices times columns where both are small.
-    return (c[:, None] @ basis.mT)[:, 0]
+    return torch.bmm(c[:, None], basis.mT)[:, 0]
 
 
 def solved(lower: Tensor, right: Tensor) -> Tensor:
@@ -165,7 +173,7 @@ def solved(lower: Tensor, right: Tensor) -> Tensor:
 
 def precision_cholesky(basis: Tensor, information: Tensor) -> Tensor:
     """Factorises the precision of the coefficients, B^T diag(information) B + 1: lower triangular, `(m, k, k)`."""
-    precision = (basis * information[..., None]).mT @ basis
+    precision = torch.bmm((basis * information[..., None]).mT, basis)
     # The unit prior makes it positive definite; the relative term keeps it so to rounding at 1e10 events a bin.
     diagonal = precision.diagonal(dim1=-2, dim2=-1)
     diagonal += 1 + 1e-13 * diagonal.amax(-1, keepdim=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ["SMOOTH_DIRECTIONS", "smooth_estimate", "with_generic_basis"]
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -182,6 +183,8 @@ def _smooth_fit(
     return mode_and_evidence(log_mean, basis, counts, weight=believed, start=start)
 
 
+@functools.cache
+@torch.inference_mode(mode=False)  # what is kept is for everybody
 def _amplitudes(n: int, amplitude: float, power: float) -> Tensor:
     k = torch.arange(n, dtype=torch.float64)
     return torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))

@@ -108,6 +108,7 @@ class Chain:
             "search": digest([self.edges, self.hypotheses.templates, self.known, self.mask]),
         }
 
+    @torch.inference_mode()
     def _summary(self, counts: Tensor) -> ChainResult:
         rows = self.rows(counts)
         return ChainResult(*(t.view(len(counts), -1) for t in (rows.fit.yields[:, 0], rows.error, rows.local_z)))

@@ -47,6 +47,7 @@ def largest_excess(
         samples: See `global_p_of_largest`.
     """
 
+    @torch.inference_mode()
     def in_some(some: Tensor) -> LargestExcess:
         rows, number = chain.largest_rows(some)
         p = global_p_of_largest(chain, rows, seed=seed, samples=samples)

@@ -104,6 +104,7 @@ def binwise_hypotheses(edges: ArrayLike) -> SignalHypotheses:
 
 
 @functools.lru_cache(maxsize=8)  # a fit of one spectrum would spend half its time on them
+@torch.inference_mode(mode=False)  # what is kept is for everybody
 def _binwise(edges: tuple[float, ...]) -> SignalHypotheses:
     limits = torch.tensor(edges, dtype=torch.float64)
     n_bins, parts = len(limits) - 1, []
