@@ -3,8 +3,8 @@
 Simulated spectra are pure backgrounds, fitted without refit. Printed for each kind: RMS of (fit - truth) / sqrt(truth)
 in bins with more than half an event expected, and its median over spectra (the limit where it is known); bias; the
 width of the pulls (fit - truth) / uncertainty and how often they stay within 1 and 1.96, for bins and for windows of 2
-to 20 bins; the share of spectra that miss a bin by more than 8 statistical errors without being flagged; the share
-flagged. The families marked "held out" are not in the prior that the net learned from.
+to 20 bins, of spectra that are not flagged; the share of spectra that miss a bin by more than 8 statistical errors
+without being flagged; the share flagged. The families marked "held out" are not in the prior that the net learned from.
 
 Measured spectra (a folder of .csv files; skipped where it is absent) are fitted as `specfit predict` does, with refit.
 
@@ -113,15 +113,15 @@ def figures_of(fit: BackgroundFit, truth: Tensor) -> tuple[Tensor, ...]:
     residual, used = relative_residuals(fit.background, truth)
     difference, factor = fit.background - truth.double(), fit.factor
     pulls = difference / fit.uncertainty
-    window_pulls = []
+    trusted, window_pulls = fit.converged[:, None], []
     for width in WINDOWS:
         if width < truth.shape[1]:
             sums = difference.unfold(1, width, width).sum(-1)
             error = factor.unfold(1, width, width).sum(-1).square().sum(-1).sqrt()
-            window_pulls.append((sums / error)[truth.unfold(1, width, width).sum(-1) > 1])
+            window_pulls.append((sums / error)[(truth.unfold(1, width, width).sum(-1) > 1) & trusted])
     rms = ((residual.square() * used).sum(-1) / used.sum(-1).clamp(min=1)).sqrt()
     far = ((residual.abs() > FAR) & used).any(-1)
-    return residual[used], pulls[used], torch.cat(window_pulls), rms, far, ~fit.converged
+    return residual[used], pulls[used & trusted], torch.cat(window_pulls), rms, far, ~fit.converged
 
 
 def measured_spectra(fitter: specfit.SpectrumFitter, folder: Path) -> dict[str, dict[str, Any]]:

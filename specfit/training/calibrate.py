@@ -4,29 +4,32 @@ from __future__ import annotations
 
 __all__ = ["Calibration", "calibrate"]
 
-from typing import NamedTuple, cast
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from specfit.generator import Batch, SpectrumGenerator, WideGenerator
+from specfit.guard import LEAST_P_VALUE
 from specfit.information_limit import USED_ABOVE
 from specfit.net import BackgroundNet
 from specfit.net.error_scale import CalibratedNet, ErrorScale
 from specfit.randomness import independent_rng
+from specfit.significance import deviance_p_value, poisson_deviance
 from specfit.training.scales import learn_log_factor, untrained
 
 BATCH, STEPS, BINS_A_STEP = 256, 1500, 8192
-BINS_AT_A_TIME = 1_000_000
-# Pulls are taken to follow Student's distribution with so many degrees of freedom: a net that misses some spectra by
-# far is not calibrated on those. The widths that are reported leave out what is larger still.
-DEGREES, LARGEST_PULL = 4.0, 6.0
-ONE_SIGMA = 0.6827
+# Share of a normal distribution that lies within so many standard deviations.
+COVERAGE = ((0.6827, 1.0), (0.95, 1.96))
+# The width that is reported leaves out what is larger: a net that misses some spectra by far misses them by any amount.
+LARGEST_PULL = 6.0
+SMALLEST_PULL = 1e-6
 SIMULATED_QUANTILE = 0.999
 
 
 class Calibration(NamedTuple):
-    """Pulls of the background, (fit - truth) / error, over simulated spectra."""
+    """Pulls of the background, (fit - truth) / error, over simulated spectra that it describes."""
 
     width_before: float
     """Root mean square, of pulls up to 6, before the calibration."""
@@ -41,8 +44,9 @@ class Calibration(NamedTuple):
 def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, *, size: int, seed: int) -> Calibration:
     """Learns the net's error scale and its novelty from pure backgrounds.
 
-    The logarithm of the factor on a bin's error maximises the likelihood of the pulls; a common factor then makes
-    68.27 % of them lie within one error.
+    The factor on a bin's error is learned so that, whatever it depends on, 68.27 % of the pulls lie within one error
+    and 95 % within 1.96; where their distribution is not normal it lies between what the two ask for. Spectra that a
+    net does not describe are flagged, and are no measure.
 
     Args:
         net: A trained net; changed in place.
@@ -56,7 +60,8 @@ def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, 
     net.error_scale.load_state_dict(untrained(ErrorScale, seed=seed).state_dict())
     features, pulls = (torch.cat(parts) for parts in zip(*(_bins(net, batch) for batch in batches), strict=True))
     before = _width(pulls)
-    _learn_scale(net.error_scale, features, pulls, rng=independent_rng((seed, 1)))
+    sizes = {"steps": STEPS, "rows_a_step": BINS_A_STEP}
+    learn_log_factor(net.error_scale, features, pulls, loss=_of_coverage, **sizes, rng=independent_rng((seed, 1)))
     # Signals belong to what a spectrum may look like.
     shown = [generator.sample(BATCH, rng=independent_rng((seed, 2, i))) for i in range(len(batches))]
     net.novelty.learn(torch.cat([_features(net, batch) for batch in shown]), quantile=SIMULATED_QUANTILE)
@@ -74,7 +79,13 @@ def _bins(net: BackgroundNet, batch: Batch) -> tuple[Tensor, Tensor]:
     features = torch.cat([of_spectrum[:, None].expand(*of_bin.shape[:2], -1), of_bin], -1)
     error = prediction.factor.square().sum(-1).sqrt()
     pulls = (prediction.background - batch.background) / error
-    used = batch.background > USED_ABOVE
+    seen = torch.ones_like(pulls) if batch.mask is None else (~batch.mask).to(pulls)
+    deviance = (poisson_deviance(batch.counts.double(), prediction.background) * seen).sum(-1)
+    ndf = (seen.sum(-1) - prediction.n_parameters).clamp(min=1.0)
+    described = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
+    # Of a net that describes nothing yet everything counts.
+    described |= ~described.any()
+    used = (batch.background > USED_ABOVE) & described[:, None]
     return features[used], pulls[used].float()
 
 
@@ -87,16 +98,11 @@ def _features(net: CalibratedNet, batch: Batch) -> Tensor:
     return net.local_model(batch.counts, edges=batch.edges, mask=batch.mask).features
 
 
-def _learn_scale(scale: ErrorScale, features: Tensor, pulls: Tensor, *, rng: torch.Generator) -> None:
-    sizes = {"steps": STEPS, "rows_a_step": BINS_A_STEP}
-    learn_log_factor(scale, features, pulls, loss=_of_student, **sizes, rng=rng)
-    with torch.no_grad():
-        scaled = (pulls * (-scale.log_factor(features)[..., 0]).exp()).abs()
-        within = torch.stack([part.quantile(ONE_SIGMA) for part in scaled.split(BINS_AT_A_TIME)]).mean()
-        last = cast(torch.nn.Linear, scale.log_factor[-1])
-        last.bias.add_(within.log())
-
-
-def _of_student(log_factor: Tensor, pulls: Tensor) -> Tensor:
-    scaled = pulls * (-log_factor).exp()
-    return (log_factor + (DEGREES + 1) / 2 * torch.log1p(scaled.square() / DEGREES)).mean()
+def _of_coverage(log_factor: Tensor, pulls: Tensor) -> Tensor:
+    """Computes a loss that is least at the quantiles of the size of pulls (R. Koenker, G. Bassett, 1978)."""
+    log_size = pulls.abs().clamp(min=SMALLEST_PULL).log()
+    loss = torch.zeros_like(log_size[0])
+    for share, within in COVERAGE:
+        beyond = log_size - math.log(within) - log_factor
+        loss = loss + torch.maximum(share * beyond, (share - 1) * beyond).mean()
+    return loss

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from specfit.generator import SpectrumGenerator, WideGenerator
+from specfit.guard import LEAST_P_VALUE
 from specfit.net.error_scale import LARGEST_LOG_FACTOR, CalibratedNet, YieldScale
 from specfit.randomness import independent_rng
 from specfit.shapes import Gaussian
@@ -30,8 +31,6 @@ STEPS, ROWS_A_STEP = 2500, 4096
 # A signal is at least so many bins wide and at most this share of all bins (standard deviations), and lies at least one
 # of them, or this many bins, inside the range; so many background events compete with it at least.
 NARROWEST, WIDEST, INSIDE, FEWEST_EVENTS = 0.5, 0.1, 1.0, 20.0
-# Backgrounds that the joint fit does not describe at this level are no measure: such fits are flagged.
-DESCRIBED = 1e-6
 # Pulls beyond this many standard errors count as these: a net that misses a spectrum by far misses it by any amount.
 LARGEST_PULL = 8.0
 
@@ -75,7 +74,7 @@ def _searched(
     """Returns features `(n, n_features)` and pulls `(n,)` of signals that are not there."""
     parts = [_searched_batch(net, pure, independent_rng((*seed, i))) for i in range(n_batches)]
     features, pulls, described = (torch.cat(part) for part in zip(*parts, strict=True))
-    # Of a net that describes nothing yet everything counts.
+    # What the joint fit does not describe is flagged, and no measure; of a net that describes nothing yet all counts.
     rows = described if described.any() else slice(None)
     return features[rows], pulls[rows]
 
@@ -93,7 +92,7 @@ def _searched_batch(
     rows = extract(net, counts, columns, spectrum=spectrum, edges=edges, mask=torch.zeros_like(counts).bool())
     information = (columns[:, 0].square() / background[spectrum].clamp(min=1e-12)).sum(-1)
     used = columns.sum((1, 2)).square() / information > FEWEST_EVENTS
-    described = deviance_p_value(2 * rows.fit.nll, torch.full_like(rows.fit.nll, counts.shape[1])) > DESCRIBED
+    described = deviance_p_value(2 * rows.fit.nll, torch.full_like(rows.fit.nll, counts.shape[1])) > LEAST_P_VALUE
     return rows.features[used], (rows.fit.yields[:, 0] / rows.error)[used].float(), described[used]
 
 
