@@ -5,9 +5,10 @@ import torch
 
 from specfit import Spectrum, SpectrumFitter
 from specfit.generator import WideGenerator
-from specfit.net import AnyBinningNet
+from specfit.net import AnyBinningNet, LocalModel
 from specfit.net.error_scale import ErrorScale, Novelty
-from specfit.net.smooth import _bridged, smooth_estimate
+from specfit.net.smooth import _bridged, smooth_estimate, with_generic_basis
+from specfit.significance import poisson_deviance
 from specfit.training.calibrate import _bins, _width, calibrate
 
 
@@ -200,3 +201,25 @@ def test_a_turn_on_takes_few_polynomials_in_a_stretched_coordinate(steepness):
     used = truth[0] > 0.5
     residual = ((estimate - truth) / truth.sqrt())[:, used]
     assert residual.square().mean().sqrt() < 0.8  # 24 parameters of 60 bins are 0.63
+
+
+@pytest.mark.parametrize("distrusted", ["nearly all", "few"])
+def test_a_net_that_distrusts_nearly_all_data_is_asked_for_wider_shapes(distrusted):
+    """Waves thirty times as high as the net's basis expects: no bump that some bins could be blamed for."""
+    x = (torch.arange(100).double() + 0.5) / 100
+    wave = torch.sin(24 * torch.pi * x)
+    truth = (14 - 2 * x + 0.01 * wave).exp()[None]
+    data = torch.poisson(truth, generator=torch.Generator().manual_seed(1))
+    believed = torch.full_like(data, 0.1) if distrusted == "nearly all" else torch.ones_like(data)
+    believed[:, 40:45] = 0.1
+    model = LocalModel((14 - 2 * x)[None], (0.0003 * wave)[None, :, None], believed, torch.zeros(1, 4))
+    nothing = torch.zeros_like(data).bool()
+    answer, log_rate = with_generic_basis(model, model.log_mean, data, torch.zeros_like(data), mask=nothing)
+    deviance = poisson_deviance(data, log_rate.exp()).sum()
+    if distrusted == "nearly all":
+        assert (answer.weight == 1).all()
+        assert deviance < 150
+        assert ((log_rate.exp() - truth) / truth.sqrt()).abs().max() < 3
+    else:  # those few are left to themselves
+        assert torch.equal(answer.weight, believed)
+        assert deviance > 300

@@ -75,8 +75,8 @@ class Overconfident(CalibratedNet):
 
     def fitted(self, counts, *, edges=None, mask=None):
         model, _ = self.net.fitted(counts, edges=edges, mask=mask)
-        waves = 0.06 * torch.sin(torch.arange(counts.shape[1]) * (2 * torch.pi / 6))
-        model = model._replace(log_mean=model.log_mean + waves, basis=model.basis / 3)
+        waves = 0.04 * torch.sin(torch.arange(counts.shape[1]) * (2 * torch.pi / 8))
+        model = model._replace(log_mean=model.log_mean + waves, basis=model.basis / 10)
         return model, posterior_mode(model.log_mean, model.basis, counts.double(), weight=model.weight)
 
     def forward(self, counts, *, edges=None, mask=None):

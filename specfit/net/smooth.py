@@ -63,6 +63,9 @@ GENERIC_DIRECTIONS, GENERIC_CURVATURE, AMPLITUDES = 12, 30.0, (0.0, 0.003, 0.03,
 DESCRIBED, LEAST_GAIN = 0.05, 1.0
 # Data that disagree with the background at this level are believed as far as the net believes them, others wholly.
 DISAGREEING = 0.001
+# A net that distrusts more than this share of the data sees no bump but a shape that it does not know: its own basis
+# gets so many times wider, until the data agree, beside a generic one of the largest amplitude.
+MOST_DISTRUSTED, WIDER = 0.5, (3.0, 10.0)
 
 
 @torch.no_grad()
@@ -141,15 +144,25 @@ def _of_poorly_described(
     model: LocalModel, shapes: Tensor, data: Tensor, seen: Tensor, rows: Tensor
 ) -> tuple[Tensor, ...]:
     """Answers for some spectra, `(r,)`: the fields of the local model with a generic basis, and its mode."""
-    log_mean, basis, believed, features = (t[rows] for t in model)
+    log_mean, learned, believed, features = (t[rows] for t in model)
     shapes, data, seen = (t[rows] for t in (shapes, data, seen))
-    basis = torch.cat([basis, _amplitude(log_mean, basis, shapes, data, seen) * shapes], -1)
+    basis = torch.cat([learned, _amplitude(log_mean, learned, shapes, data, seen) * shapes], -1)
     mode = posterior_mode(log_mean, basis, data, weight=seen)
     disagree = _p_value(mode, basis, data, seen) < DISAGREEING
+    knows = believed.sum(1) >= (1 - MOST_DISTRUSTED) * seen.sum(1)
+    for factor in WIDER:
+        some = (disagree & ~knows).nonzero()[:, 0]
+        if len(some) == 0:
+            break
+        wider = torch.cat([factor * learned[some], max(AMPLITUDES) * shapes[some]], -1)
+        of_some = log_mean[some], wider, data[some]
+        basis[some], mode[some] = wider, posterior_mode(*of_some, weight=seen[some])
+        disagree[some] = _p_value(mode[some], wider, data[some], seen[some]) < DISAGREEING
+    disagree &= knows
     weight = torch.where(disagree[:, None], believed, seen)
     if disagree.any():
-        some = (t[disagree] for t in (log_mean, basis, data))
-        mode[disagree] = posterior_mode(*some, weight=weight[disagree])
+        of_some = log_mean[disagree], basis[disagree], data[disagree]
+        mode[disagree] = posterior_mode(*of_some, weight=weight[disagree])
     return log_mean, basis, weight, features, mode
 
 
