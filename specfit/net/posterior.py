@@ -126,7 +126,7 @@ def _newton(
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the coefficients `(m, k)` and the log rates `(m, n_bins)` at the mode."""
-    c = basis.new_zeros(basis.shape[::2]) if start is None else start.clone()
+    c = basis.new_zeros(basis.shape[::2]) if start is None else start
     log_rate = (log_mean if start is None else log_mean + combined(c, basis)).clamp(*LOG_RATES)
     rows: Tensor | None = None  # those that still move; None: all
     b, d, w, now, rate_now = basis, counts, weight, c, log_rate

@@ -82,20 +82,13 @@ def fit_jointly(
     if sizes in ([], [k]):
         return _minimum(problem, state)
     # A generic basis stands beside the learned one of every spectrum, and is zero but in those that need it.
-    whole: JointFit | None = None
-    for size in sizes:
-        rows = (n_used == size).nonzero()[:, 0]
-        some = problem.of(rows)
-        part = _minimum(
-            some._replace(basis=some.basis[..., :size]), torch.cat([state[rows, :size], state[rows, k:]], 1)
-        )
-        part = part._replace(coefficients=torch.nn.functional.pad(part.coefficients, (0, k - size)))
-        if whole is None:
-            whole = JointFit(*(t.new_empty(len(counts), *t.shape[1:]) for t in part))
-        for kept, found in zip(whole, part, strict=True):
-            kept[rows] = found
-    assert whole is not None
-    return whole
+    groups, parts = [(n_used == size).nonzero()[:, 0] for size in sizes], []
+    for size, rows in zip(sizes, groups, strict=True):
+        narrow = problem.of(rows)._replace(basis=basis[rows, :, :size])
+        part = _minimum(narrow, torch.cat([state[rows, :size], state[rows, k:]], 1))
+        parts.append(part._replace(coefficients=torch.nn.functional.pad(part.coefficients, (0, k - size))))
+    back = torch.cat(groups).argsort()
+    return JointFit(*(torch.cat(field)[back] for field in zip(*parts, strict=True)))
 
 
 def _minimum(problem: _Problem, state: Tensor) -> JointFit:
