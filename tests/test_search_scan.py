@@ -109,6 +109,16 @@ def test_known_peaks_are_fitted_beside_every_hypothesis(background, fitter):
     assert knowing.local_z[(knowing.mass - 500).abs() < 10].abs().amax() < 3
 
 
+def test_what_background_and_signal_do_not_describe_widens_the_error_and_is_said(background, fitter, found):
+    dip = 0.4 * background * (np.abs(np.arange(50) - 40) < 3) * (-1) ** np.arange(50)
+    odd = (
+        np.random.default_rng(2).poisson(background + 900 * shares(500, 25) + 1e3 * shares(700, 8) + dip).astype(float)
+    )
+    result = scan(odd, EDGES, checkpoint=fitter)
+    assert "do not describe the data well: its error was made" in result.message
+    assert "do not describe" not in found.message
+
+
 @pytest.mark.parametrize("w", [0.02, 300.0])
 def test_weights_scale_yields_and_nothing_else(counts, found, fitter, w):
     spectrum = Spectrum(counts * w, EDGES, variances=counts * w**2)

@@ -182,8 +182,7 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
     }
     for peak in s["known_peaks"]:
         rows[f"peak at {peak['mass']:g}"] = f"{peak['events']:.5g} +- {peak['error']:.3g} events"
-    if not s["converged"]:
-        rows["not converged"] = s["message"]
+    rows["note" if s["converged"] else "not converged"] = s["message"]
     return rows
 
 

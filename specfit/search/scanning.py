@@ -252,8 +252,18 @@ def _result(
         known=_known_peaks(rows, best, known, float(unit)),
         mask=chain.mask,
         converged=bool(fit.converged),
-        message=fit.message,
+        message="; ".join([fit.message, *_describe_misfit(float(rows.misfit[best]))]),
     )
+
+
+def _describe_misfit(factor: float) -> list[str]:
+    """Says if even background and signal do not describe the data."""
+    if factor == 1:
+        return []
+    return [
+        "background and the best signal together do not describe the data well: "
+        f"its error was made {factor:.3g} times as wide"
+    ]
 
 
 def _global_p_values(chain: Chain, rows: Rows, toys: Tensor | None, *, seed: int) -> _GlobalP:

@@ -10,7 +10,8 @@ For each row, a hypothesis of a spectrum,
 The local significance is :math:`\pm\sqrt{q_0}` from the likelihoods with and without the signal. Each of the two may
 use whichever of the net's local models describes the data better with it, that of the data with the signal or that of
 the data without it: where a background of its own explains the data as well, there is no significance (discrete
-profiling, arXiv:1408.6865), and its error is as much wider. By how much the net's local models miss a background that
+profiling, arXiv:1408.6865), and its error is as much wider; so it is where both together do not describe the data
+(`specfit.signal.misfit`). By how much the net's local models miss a background that
 bends as fast as the signal does no likelihood knows: what simulation taught the net (`specfit.signal.yield_error`)
 multiplies the error and divides the significance. The calibration of the background's own error is not in them: it
 answers for what a fit of the background alone does not see, which the second pass finds.
@@ -28,6 +29,8 @@ from torch import Tensor
 from specfit.net import CalibratedNet, LocalModel
 from specfit.net.posterior import combined
 from specfit.signal.joint_fit import TINY, JointFit, fit_jointly
+from specfit.signal.misfit import misfit
+from specfit.signal.uncertain_error import significance
 from specfit.signal.yield_error import yield_features
 
 # Signals above so many standard deviations are taken out of what the net sees, at most so many times.
@@ -59,6 +62,8 @@ class Rows(NamedTuple):
     """The same model without the tested signal."""
     widening: Tensor
     """By how much the error of the tested yield is wider than this local model knows, shape `(r,)`."""
+    misfit: Tensor
+    """The part of that which is there because background and signals do not describe the data, shape `(r,)`."""
     features: Tensor
     """What the learned part of that depends on, for who teaches it, shape `(r, N_OF_YIELD)`."""
 
@@ -70,15 +75,23 @@ class Rows(NamedTuple):
     @property
     def local_z(self) -> Tensor:
         """Signed local significance, shape `(r,)`."""
-        q0 = (2 * (self.without.nll - self.fit.nll)).clamp(min=0.0)
-        return self.fit.yields[:, 0].sign() * q0.sqrt() / self.widening
+        return self.fit.yields[:, 0].sign() * significance(self._root, self.widening)
+
+    @property
+    def pull(self) -> Tensor:
+        """Signed local significance if the widening were certain and all else described, shape `(r,)`."""
+        return self.fit.yields[:, 0].sign() * self._root * self.misfit / self.widening
+
+    @property
+    def _root(self) -> Tensor:
+        return (2 * (self.without.nll - self.fit.nll)).clamp(min=0.0).sqrt()
 
     def of(self, chosen: Tensor) -> Rows:
         """Takes some, by indices `(r,)`."""
         model = LocalModel(*(t[chosen] for t in self.model))
         fit, without = (JointFit(*(t[chosen] for t in one)) for one in (self.fit, self.without))
-        data, columns, widening, features = (t[chosen] for t in (self.data, self.columns, self.widening, self.features))
-        return Rows(data, columns, model, fit, without, widening, features)
+        data, columns, *others = (t[chosen] for t in (self.data, self.columns, *self[5:]))
+        return Rows(data, columns, model, fit, without, *others)
 
 
 def extract(
@@ -178,7 +191,8 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, without: JointFit 
         without = _alone(data, columns[:, 1:], model, mask)
     start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
     fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
-    return Rows(data, columns, model, fit, without, torch.ones_like(fit.nll), data.new_zeros(len(data), 0))
+    none = torch.ones_like(fit.nll)
+    return Rows(data, columns, model, fit, without, none, none, data.new_zeros(len(data), 0))
 
 
 def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor) -> Rows:
@@ -189,16 +203,19 @@ def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor) -> R
 
 
 def _calibrated(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, absorption: Tensor) -> Rows:
-    """Widens the errors by what another background explains, and by what simulation taught."""
+    """Widens the errors by what another background explains, what nothing describes, and what simulation taught."""
+    weight = (~mask).to(rows.data)
     features = yield_features(
         rows.columns[:, 0],
         rows.fit.background,
         rate=rows.fit.background + combined(rows.fit.yields.clamp(min=0.0), rows.columns.mT),
         edges=edges,
-        weight=(~mask).to(rows.data),
+        weight=weight,
         variance=rows.fit.covariance[:, 0, 0],
     )
-    return rows._replace(widening=absorption * net.yield_scale(features), features=features)
+    undescribed = misfit(rows.fit, rows.model, weight)
+    widening = absorption * undescribed * net.yield_scale(features)
+    return rows._replace(widening=widening, misfit=undescribed, features=features)
 
 
 def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, seen: slice) -> Rows:

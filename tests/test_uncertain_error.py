@@ -1,0 +1,49 @@
+"""The significance of a yield whose error is uncertain, against SciPy's distributions and brute force."""
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from numpy.testing import assert_allclose
+
+from specfit.signal.uncertain_error import DEGREES_OF_FREEDOM, significance
+
+
+def z_of(x, widening):
+    return significance(torch.tensor([x], dtype=torch.float64), torch.tensor([widening], dtype=torch.float64)).item()
+
+
+def exact(x, widening):
+    """The normal deviate of a unit normal error plus a bias of Student's distribution."""
+    scale = np.sqrt(widening**2 - 1)
+    bias = scipy.stats.t(DEGREES_OF_FREEDOM, scale=scale)
+    p = scipy.integrate.quad(
+        lambda b: scipy.stats.norm.sf(x - b) * bias.pdf(b), -50 * scale, x + 50, points=[0.0, x], limit=500
+    )[0]
+    return scipy.stats.norm.isf(p + bias.sf(x + 50))
+
+
+@pytest.mark.parametrize("widening", [1.1, 1.3, 1.7, 2.5, 5.0])
+def test_it_is_the_deviate_of_a_normal_error_and_a_bias_of_students_distribution(widening):
+    for x in (1.0, 2.0, 4.0, 8.0, 20.0):
+        assert z_of(x, widening) == pytest.approx(exact(x, widening), rel=0.07)
+
+
+@pytest.mark.parametrize("widening", [1.05, 1.4, 3.0])
+def test_it_is_the_least_over_all_biases(widening):
+    nu, tau = DEGREES_OF_FREEDOM, widening**2 - 1
+    for x in (0.5, 3.0, 7.0, 30.0):
+        b = np.linspace(0, x, 200_001)
+        least = ((x - b) ** 2 + nu * np.log1p(b**2 / (nu * tau))).min()
+        assert z_of(x, widening) ** 2 == pytest.approx(least, rel=2e-3)
+
+
+def test_a_certain_error_changes_nothing_and_a_small_significance_is_divided():
+    x = torch.linspace(0, 40, 81, dtype=torch.float64)
+    assert_allclose(significance(x, torch.ones_like(x)), x, rtol=1e-6)
+    wide = torch.full_like(x, 1.5)
+    z = significance(x, wide)
+    assert_allclose(z[x < 0.6], (x / wide)[x < 0.6], rtol=0.02)
+    assert (z <= x / wide + 1e-9).all()
+    assert (z.diff() > 0).all()
