@@ -55,16 +55,17 @@ def has_lone_peak(counts: Tensor, background: Tensor, edges: Tensor, *, mask: Te
     bin_, flank = _inner_maximum(background, edges)
     for rows in torch.split((flank > 0).nonzero()[:, 0], ROWS_AT_A_TIME):
         problem = _Problem.of(counts[rows], edges, mask[rows])
-        line, polynomial = problem.without_peak(2), problem.without_peak(DEGREE + 1)
+        polynomial = problem.without_peak(DEGREE + 1)  # of which a line is one
         net = (poisson_deviance(counts[rows], background[rows]) * problem.weight).sum(1) / 2
         # No peak describes much more than the net: most spectra end here.
-        possible = (2 * (torch.minimum(line, polynomial) - net) > LEAST_Q0 / 2).nonzero()[:, 0]
+        possible = (2 * (polynomial - net) > LEAST_Q0 / 2).nonzero()[:, 0]
         if len(possible) == 0:
             continue
         templates = _templates(bin_[rows][possible], flank[rows][possible], edges)
-        nll, signal, under = problem.rows(possible).with_peak(templates)
-        line, polynomial, net = (t[possible] for t in (line, polynomial, net))
-        beyond_doubt = 2 * (torch.minimum(line, polynomial) - nll) > LEAST_Q0
+        some = problem.rows(possible)
+        line, (nll, signal, under) = some.without_peak(2), some.with_peak(templates)
+        polynomial, net = polynomial[possible], net[possible]
+        beyond_doubt = 2 * (polynomial - nll) > LEAST_Q0
         explained = line - nll > LEAST_SHARE * (line - net)
         high = (signal / under.clamp(min=TINY)).amax(1) > LEAST_HEIGHT
         sidebands = _has_sidebands(signal, under, mask[rows][possible])

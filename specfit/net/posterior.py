@@ -13,6 +13,7 @@ __all__ = [
     "mode_and_evidence",
     "posterior_mode",
     "precision_cholesky",
+    "projected",
     "solved",
 ]
 
@@ -29,13 +30,19 @@ LARGEST_STEP, LOG_RATES = 2.0, (-30.0, 30.0)
 LARGEST_LOG_SCALE = 4.0
 # All spectra take the fewest steps together; those that still move by more standard errors go on to the most. What is
 # only read by the next stage of a net need not be as settled as an answer.
-FEWEST_STEPS, MOST_STEPS, SETTLED, SETTLED_TO_READ = 2, 30, 0.03, 1.0
+FEWEST_STEPS, MOST_STEPS, SETTLED, SETTLED_TO_READ = 1, 30, 0.03, 1.0
 # Beyond this distance from its mode, in standard errors, a spectrum gives no gradient.
 UNSETTLED = 0.3
 
 
 def posterior_mode(
-    log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: Tensor, settled: float | None = None
+    log_mean: Tensor,
+    basis: Tensor,
+    counts: Tensor,
+    *,
+    weight: Tensor,
+    settled: float | None = None,
+    near: Tensor | None = None,
 ) -> Tensor:
     """Finds the most probable log rate for a basis on it, by damped Newton steps in its coefficients c.
 
@@ -49,22 +56,54 @@ def posterior_mode(
         weight: How far each bin is believed, shape `(m, n_bins)`, from 0 (left out exactly) to 1.
         settled: A spectrum is done when its last step moved no bin by more of its standard errors;
             None: few enough for an answer.
+        near: Log rates that are near the mode, shape `(m, n_bins)`, to start from; they need not be of this basis.
 
     Returns:
         Log of the expected events at the mode, shape `(m, n_bins)`.
     """
+    start = None if near is None else projected(near, log_mean, basis, counts, weight)
     log_rate: Tensor = _PosteriorMode.apply(  # type: ignore[no-untyped-call]
-        log_mean, basis, counts, weight, SETTLED if settled is None else settled
+        log_mean, basis, counts, weight, SETTLED if settled is None else settled, start
     )
     return log_rate
+
+
+@torch.no_grad()
+def projected(near: Tensor, log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
+    """Takes a Newton step from log rates to the coefficients of a basis that they are not of.
+
+    Args:
+        near: Log rates to step from, shape `(m, n_bins)`.
+        log_mean: As for `posterior_mode`, like `basis`, `counts` and `weight`.
+        basis: Directions on the log rate.
+        counts: Observed events.
+        weight: How far each bin is believed.
+
+    Returns:
+        Coefficients, shape `(m, k)`; zero where the basis cannot come near the log rates.
+    """
+    rate = near.exp()
+    information = weight * rate
+    force = combined(weight * (counts - rate) + information * (near - log_mean), basis.mT)
+    c = solved(precision_cholesky(basis, information), force)
+    too_far = torch.linalg.vector_norm(log_mean + combined(c, basis) - near, torch.inf, 1, keepdim=True) > LARGEST_STEP
+    return c.masked_fill(too_far | ~c.isfinite(), 0.0)
 
 
 class _PosteriorMode(torch.autograd.Function):
     r"""The mode solves :math:`F(c) = B^T w (d - e^{m + B c}) - c = 0`, whose derivative is the negative precision."""
 
     @staticmethod
-    def forward(ctx: Any, log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor, settled: float) -> Tensor:
-        c, log_rate = _newton(log_mean, basis, counts, weight, settled=settled)
+    def forward(
+        ctx: Any,
+        log_mean: Tensor,
+        basis: Tensor,
+        counts: Tensor,
+        weight: Tensor,
+        settled: float,
+        start: Tensor | None,
+    ) -> Tensor:
+        c, log_rate = _newton(log_mean, basis, counts, weight, settled=settled, start=start)
         ctx.save_for_backward(basis, counts, weight, log_rate, c[..., None])
         return log_rate
 
@@ -87,7 +126,7 @@ class _PosteriorMode(torch.autograd.Function):
         to_mean, to_basis, to_weight = (
             torch.where(settled.view(-1, *[1] * (t.ndim - 1)), t, 0.0).nan_to_num(0.0, 0.0, 0.0) for t in parts
         )
-        return to_mean, to_basis, None, to_weight, None
+        return to_mean, to_basis, None, to_weight, None, None
 
 
 @torch.no_grad()

@@ -130,7 +130,7 @@ def with_generic_basis(
     k = torch.arange(shapes.shape[2]).to(shapes)
     shapes = shapes / (1 + k / 2)
     wider = model._replace(basis=torch.cat([model.basis, torch.zeros_like(shapes)], -1), weight=seen)
-    mode = posterior_mode(model.log_mean, model.basis, data, weight=seen)
+    mode = posterior_mode(model.log_mean, model.basis, data, weight=seen, near=log_rate)
     p_value = _p_value(mode, model.basis, data, seen)
     rows = (p_value < DESCRIBED).nonzero()[:, 0]
     if len(rows) == 0:
