@@ -87,6 +87,20 @@ def test_signals_and_masks_come_as_often_as_asked():
     assert not WideGenerator().without_signal().sample(64, rng=rng()).signal.any()
 
 
+def test_an_emphasis_makes_its_share_of_the_batches():
+    emphasis = WideGenerator(n_bins=(30, 30), total=(1e4, 1e4))
+    wide = WideGenerator(n_bins=(40, 60), emphasis=emphasis, emphasized=0.25)
+    stream = rng(3)
+    batches = [wide.sample(2, rng=stream) for _ in range(400)]
+    of_emphasis = [b for b in batches if b.counts.shape[1] == 30]
+    assert 0.17 < len(of_emphasis) / len(batches) < 0.33
+    assert of_emphasis[0].background.sum(1).tolist() == pytest.approx([1e4, 1e4])
+    assert any(b.signal.any() for b in of_emphasis)
+    pure = wide.without_signal()
+    assert not any(pure.sample(2, rng=stream).signal.any() for _ in range(50))
+    assert emphasis.signal > 0
+
+
 def test_one_seed_is_one_stream():
     first, second, other = (WideGenerator().sample(8, rng=rng(seed)) for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -43,6 +43,8 @@ class WideGenerator:
         strength: Range of a signal in units of the root of the background within two standard deviations.
         relative_width: Range of a signal's standard deviation over its mass.
         masked: Share of spectra with a window that is left out.
+        emphasis: What some of the batches are sampled from instead: spectra that matter most, or are hardest.
+        emphasized: Share of those batches.
 
     Raises:
         InputError: A range is not an increasing pair, a share is not between 0 and 1, or a family is unknown.
@@ -60,6 +62,8 @@ class WideGenerator:
         strength: Range = (0.0, 30.0),
         relative_width: Range = (0.005, 0.15),
         masked: float = 0.15,
+        emphasis: WideGenerator | None = None,
+        emphasized: float = 0.5,
     ) -> None:
         for name, pair, above in (
             ("ratio", ratio, 1.0),
@@ -69,22 +73,26 @@ class WideGenerator:
             check_range(name, pair, above=above)
         check_range("n_bins", n_bins, least=4)
         check_range("strength", strength, least=0.0)
-        for name, share in (("turn_on", turn_on), ("signal", signal), ("masked", masked)):
+        shares = {"turn_on": turn_on, "signal": signal, "masked": masked, "emphasized": emphasized}
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise InputError(f"{name}: a share between 0 and 1 is expected, {share} came")
         self.n_bins, self.ratio, self.total = (int(n_bins[0]), int(n_bins[1])), ratio, total
         self.families = _check_families(families)
         self.turn_on, self.signal, self.strength, self.relative_width = turn_on, signal, strength, relative_width
-        self.masked = masked
+        self.masked, self.emphasis, self.emphasized = masked, emphasis, emphasized
 
     def without_signal(self) -> WideGenerator:
         """Returns the same generator of pure backgrounds."""
         pure = copy.copy(self)
         pure.signal = 0.0
+        pure.emphasis = None if self.emphasis is None else self.emphasis.without_signal()
         return pure
 
     def sample(self, size: int, *, rng: torch.Generator) -> Batch:
         """Draws `size` spectra of one number of bins on the device of `rng`, float64."""
+        if self.emphasis is not None and float(torch.rand(1, generator=rng, device=rng.device)) < self.emphasized:
+            return self.emphasis.sample(size, rng=rng)
         # Few bins are the most likely: they are most of what is published, and cost least.
         n_bins = round(
             self.n_bins[0]
