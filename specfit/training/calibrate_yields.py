@@ -2,8 +2,8 @@
 
 Pure backgrounds are searched at random places with signals of random widths; the pulls, yield over error, are those of
 a search that finds nothing. The factor on the error, a function of the features of `specfit.signal.yield_error`, is
-learned to give them the fourth moment of a normal distribution, and is 1 where that would make an error smaller: where
-a net misses few backgrounds by far the tails count, from which discoveries would come, and the core is narrower than 1.
+learned to give them a root mean square of 1, and is 1 where that would make an error smaller. It is right on average;
+that some backgrounds are missed by far more is in the significance (`specfit.signal.uncertain_error`).
 """
 
 from __future__ import annotations
@@ -124,11 +124,11 @@ def _width(pulls: Tensor) -> float:
 def _learn(scale: YieldScale, features: Tensor, pulls: Tensor, *, rng: torch.Generator) -> None:
     largest = pulls.clamp(-LARGEST_PULL, LARGEST_PULL)
     sizes = {"steps": STEPS, "rows_a_step": ROWS_A_STEP}
-    learn_log_factor(scale, features, largest, loss=_of_fourth_moment, **sizes, rng=rng)
+    learn_log_factor(scale, features, largest, loss=_of_mean_square, **sizes, rng=rng)
 
 
-def _of_fourth_moment(log_factor: Tensor, pulls: Tensor) -> Tensor:
-    """Computes a loss that is least where the mean of the fourth power is 3."""
+def _of_mean_square(log_factor: Tensor, pulls: Tensor) -> Tensor:
+    """Computes a loss that is least where the mean square is 1: the negative log-likelihood of normal pulls."""
     # Below its least value a factor must learn on, or rows that need more would be lost with them.
     log_factor = log_factor.clamp(max=LARGEST_LOG_FACTOR)
-    return (log_factor + (pulls * (-log_factor).exp()).pow(4) / 12).mean()
+    return (log_factor + (pulls * (-log_factor).exp()).square() / 2).mean()
