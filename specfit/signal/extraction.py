@@ -7,14 +7,18 @@ For each row, a hypothesis of a spectrum,
 2. background and signal are fitted together to the data (`specfit.signal.joint_fit`);
 3. where the signal is larger than half a standard deviation, again from 1, so that it no longer pulls the net.
 
-The local significance is :math:`\pm\sqrt{q_0}` from the likelihoods with and without the signal. Each of the two may
-use whichever of the net's local models describes the data better with it, that of the data with the signal or that of
-the data without it: where a background of its own explains the data as well, there is no significance (discrete
-profiling, arXiv:1408.6865), and its error is as much wider; so it is where both together do not describe the data
-(`specfit.signal.misfit`). By how much the net's local models miss a background that
-bends as fast as the signal does no likelihood knows: what simulation taught the net (`specfit.signal.yield_error`)
-multiplies the error and divides the significance. The calibration of the background's own error is not in them: it
-answers for what a fit of the background alone does not see, which the second pass finds.
+What the fit alone says is :math:`\pm\sqrt{q_0}`, from the likelihoods with and without the signal, and its error. The
+error is made wider, by the product of
+
+- what another background explains: each of the two likelihoods may use whichever of the net's local models describes the
+  data better with it, that of the data with the signal or that of the data without it (discrete profiling,
+  arXiv:1408.6865);
+- what even both together do not describe (`specfit.signal.misfit`);
+- by how much the net's local models miss a background that bends as fast as the signal does, which no likelihood knows:
+  what simulation taught the net (`specfit.signal.yield_error`). The calibration of the background's own error is not in
+  it: it answers for what a fit of the background alone does not see, which the second pass finds.
+
+The significance falls with it, and faster where it is large (`specfit.signal.uncertain_error`).
 """
 
 from __future__ import annotations
