@@ -10,8 +10,8 @@ For each row, a hypothesis of a spectrum,
 What the fit alone says is :math:`\pm\sqrt{q_0}`, from the likelihoods with and without the signal, and its error. The
 error is made wider, by the product of
 
-- what another background explains: each of the two likelihoods may use whichever of the net's local models describes the
-  data better with it, that of the data with the signal or that of the data without it (discrete profiling,
+- what another background explains: each of the two likelihoods may use whichever of the net's local models describes
+  the data better with it, that of the data with the signal or that of the data without it (discrete profiling,
   arXiv:1408.6865);
 - what even both together do not describe (`specfit.signal.misfit`);
 - by how much the net's local models miss a background that bends as fast as the signal does, which no likelihood knows:
