@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, as_mask, room_to_mask
+from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, as_mask, has_sidebands, room_to_mask
 from specfit.net import CalibratedNet, LocalModel
 from specfit.signal.extraction import extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
@@ -66,7 +66,8 @@ def refit_signals(
     for _ in range(MOST_ROUNDS):
         signals = search.significant(spectra, rows)
         new = search.windows[signals.number] & ~spectra.mask[signals.row]
-        signals = signals.of((new & room_to_mask(new, spectra.mask[signals.row])).any(-1))
+        masked = spectra.mask[signals.row]
+        signals = signals.of((new & room_to_mask(new, masked) & has_sidebands(new, masked)).any(-1))
         rows = signals.row
         if len(rows) == 0:
             break

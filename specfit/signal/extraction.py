@@ -13,7 +13,8 @@ error is made wider, by the product of
 - what another background explains: each of the two likelihoods may use whichever of the net's local models describes
   the data better with it, that of the data with the signal or that of the data without it (discrete profiling,
   arXiv:1408.6865);
-- what even both together do not describe (`specfit.signal.misfit`);
+- what even both together do not describe, at first or at last (`specfit.signal.misfit`): where a net that has seen the
+  signal knows no background for it, another background may be what it does not know;
 - by how much the net's local models miss a background that bends as fast as the signal does, which no likelihood knows:
   what simulation taught the net (`specfit.signal.yield_error`). The calibration of the background's own error is not in
   it: it answers for what a fit of the background alone does not see, which the second pass finds.
@@ -83,8 +84,9 @@ class Rows(NamedTuple):
 
     @property
     def pull(self) -> Tensor:
-        """Signed local significance if the widening were certain and all else described, shape `(r,)`."""
-        return self.fit.yields[:, 0].sign() * self._root * self.misfit / self.widening
+        """Signed local significance with a certain widening where the data are described, shape `(r,)`."""
+        certain = self.fit.yields[:, 0].sign() * self._root / self.widening
+        return torch.where(self.misfit > 1, self.local_z, certain)
 
     @property
     def _root(self) -> Tensor:
@@ -135,7 +137,8 @@ def extract_largest(
         One row for each spectrum, and which of the rows that came it is, shape `(m,)`.
     """
     first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask)
-    first = _calibrated(net, first, edges, mask[spectrum], absorption=torch.ones_like(first.widening))
+    nothing = torch.ones_like(first.widening)
+    first = _calibrated(net, first, edges, mask[spectrum], absorption=nothing, undescribed=nothing)
     z = _significances(first)
     largest = _largest_of_each(z, spectrum, len(counts))
     rows = (z >= torch.minimum(NEAR_SHARE * largest, largest - NEAR_DISTANCE)[spectrum]).nonzero()[:, 0]
@@ -202,11 +205,14 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, without: JointFit 
 def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor) -> Rows:
     """Asks the net again where there is a signal, and says by how much errors are wider than it knows."""
     at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
+    undescribed = misfit(first.fit, first.model, (~mask).to(first.data))
     rows = _without_signals_for_the_net(net, first, edges, mask, seen=slice(0, 1))
-    return _calibrated(net, rows, edges, mask, absorption=_absorption(rows, *at_first))
+    return _calibrated(net, rows, edges, mask, absorption=_absorption(rows, *at_first), undescribed=undescribed)
 
 
-def _calibrated(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, absorption: Tensor) -> Rows:
+def _calibrated(
+    net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, absorption: Tensor, undescribed: Tensor
+) -> Rows:
     """Widens the errors by what another background explains, what nothing describes, and what simulation taught."""
     weight = (~mask).to(rows.data)
     features = yield_features(
@@ -217,7 +223,7 @@ def _calibrated(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, 
         weight=weight,
         variance=rows.fit.covariance[:, 0, 0],
     )
-    undescribed = misfit(rows.fit, rows.model, weight)
+    undescribed = torch.maximum(undescribed, misfit(rows.fit, rows.model, weight))
     widening = absorption * undescribed * net.yield_scale(features)
     return rows._replace(widening=widening, misfit=undescribed, features=features)
 
