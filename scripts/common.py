@@ -139,7 +139,7 @@ def fitted_parts(
     rng = rng_of(seed)
     for first in range(0, size, SPECTRA_IN_MEMORY):
         batch = generator.sample(min(SPECTRA_IN_MEMORY, size - first), rng=rng)
-        yield batch, fitter.fit(batch.counts, fitter.edges, refit=refit)
+        yield batch, fitter.fit(batch.counts, generator.edges, refit=refit)
 
 
 def fit_functions(

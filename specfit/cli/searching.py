@@ -195,7 +195,9 @@ def _print_ranking(top: list[dict[str, Any]]) -> None:
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for row in top:
-        table.add_row(*(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in names))
+        # p-values of two digits: a terminal of eighty columns shows all of them.
+        digits = {name: 2 if name.endswith("_p") or name == "p_value" else 4 for name in names}
+        table.add_row(*(f"{row[n]:.{digits[n]}g}" if isinstance(row[n], float) else str(row[n]) for n in names))
     Console(highlight=False, soft_wrap=True).print(table)
 
 
