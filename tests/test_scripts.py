@@ -97,6 +97,8 @@ def test_evaluate_does_not_depend_on_how_many_spectra_are_held_at_a_time(script,
     counts = specfit.SpectrumGenerator(fitter.edges).sample(10, rng=common.rng_of(2))
 
     class Stored:
+        edges = fitter.edges
+
         def __init__(self):
             self.next = 0
 
@@ -108,6 +110,12 @@ def test_evaluate_does_not_depend_on_how_many_spectra_are_held_at_a_time(script,
     whole = evaluate.evaluate(fitter, Stored(), size=10, seed=1)
     monkeypatch.setattr(common, "SPECTRA_IN_MEMORY", 4)
     assert evaluate.evaluate(fitter, Stored(), size=10, seed=1) == pytest.approx(whole, rel=1e-6)
+
+
+def test_evaluate_judges_a_net_of_any_binning_on_the_reference_edges(script):
+    figures = script("evaluate").main(["--checkpoint", "any_binning", "--size", "64", "--limit-size", "16"])
+    assert figures.keys() == {"N=1", "N=5", "N=7"}
+    assert all(1.0 < row["rms_over_limit"] < 2.0 for row in figures.values())
 
 
 def test_ship_stores_half_precision_and_says_what_it_costs(script, json_of, run_folder, tmp_path, capsys):
