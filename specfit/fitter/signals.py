@@ -7,7 +7,7 @@ In each round
 2. where that is small, the best signals of different widths are fitted beside the background by a net that does not
    see them (`specfit.signal.extraction`), and the p-value is that of the largest local significance;
 3. where it is still small, the window of the signal is masked: its bins weigh nothing from then on, the net is shown
-   the background of the joint fit there, and answers again.
+   the background of the joint fit there, and answers again. A window needs bins to believe on both sides.
 """
 
 from __future__ import annotations

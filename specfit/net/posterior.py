@@ -13,7 +13,6 @@ __all__ = [
     "mode_and_evidence",
     "posterior_mode",
     "precision_cholesky",
-    "projected",
     "solved",
 ]
 
@@ -61,7 +60,7 @@ def posterior_mode(
     Returns:
         Log of the expected events at the mode, shape `(m, n_bins)`.
     """
-    start = None if near is None else projected(near, log_mean, basis, counts, weight)
+    start = None if near is None else _projected(near, log_mean, basis, counts, weight)
     log_rate: Tensor = _PosteriorMode.apply(  # type: ignore[no-untyped-call]
         log_mean, basis, counts, weight, SETTLED if settled is None else settled, start
     )
@@ -69,7 +68,7 @@ def posterior_mode(
 
 
 @torch.no_grad()
-def projected(near: Tensor, log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
+def _projected(near: Tensor, log_mean: Tensor, basis: Tensor, counts: Tensor, weight: Tensor) -> Tensor:
     """Takes a Newton step from log rates to the coefficients of a basis that they are not of.
 
     Args:
