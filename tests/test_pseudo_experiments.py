@@ -34,12 +34,16 @@ class Toys:
 
     rate: float = 20.0
     pause: float = 0.0
+    hold: str = ""
+    """A store: from its third chunk on nothing more is drawn."""
     fatal: str = ""
     """A file whose presence ends the process, once, in the middle of a chunk."""
     wrong_at: int = -1
 
     def __call__(self, size, rng):
         time.sleep(self.pause)
+        while self.hold and len(list(Path(self.hold).glob("*.npz"))) >= 3:
+            time.sleep(0.05)
         counts = torch.poisson(torch.full((size, 40), self.rate, dtype=torch.float64), generator=rng)
         if self.fatal and Path(self.fatal).exists():
             Path(self.fatal).unlink()
@@ -313,14 +317,16 @@ sys.path.insert(0, {tests!r})
 from test_pseudo_experiments import Toys
 from specfit.search import run_pseudo_experiments
 if __name__ == "__main__":
-    run_pseudo_experiments(Toys(pause={pause}), 25, seed=3, chunk_size=4, store={store!r}, workers={workers})
+    job = Toys(pause={pause}, hold={hold!r})
+    run_pseudo_experiments(job, 25, seed=3, chunk_size=4, store={store!r}, workers={workers})
 """
 
 
-def stop_in_the_middle(folder, how, *, workers=1, pause=0.4):
+def stop_in_the_middle(folder, how, *, workers=1, pause=0.0):
     """Starts a run in a process group of its own, stops all of it after three chunks, returns its last words."""
     script = folder / "run.py"
-    script.write_text(SCRIPT.format(tests=str(TESTS), store=str(folder / "toys"), workers=workers, pause=pause))
+    store = str(folder / "toys")
+    script.write_text(SCRIPT.format(tests=str(TESTS), store=store, workers=workers, pause=pause, hold=store))
     process = subprocess.Popen(
         [sys.executable, str(script)], stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=TESTS.parent
     )
@@ -360,7 +366,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, undisturbed):
 
 @pytest.mark.slow
 def test_a_script_without_its_main_guard_is_told_so(tmp_path):
-    text = SCRIPT.format(tests=str(TESTS), store=str(tmp_path / "toys"), workers=2, pause=0)
+    text = SCRIPT.format(tests=str(TESTS), store=str(tmp_path / "toys"), workers=2, pause=0, hold="")
     (tmp_path / "run.py").write_text(text.replace('if __name__ == "__main__":', "if True:"))
     done = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
@@ -372,7 +378,8 @@ def test_a_script_without_its_main_guard_is_told_so(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_many_processes_leaves_none_behind(how, tmp_path, undisturbed):
-    words = stop_in_the_middle(tmp_path, how, workers=2, pause=1.5)
+    # Chunks are stored where the run was started: the workers must not be through with all before.
+    words = stop_in_the_middle(tmp_path, how, workers=2, pause=1.0)
     if how is signal.SIGINT:
         assert words.count("Traceback") == 1, words
         assert "KeyboardInterrupt: stopped after" in words
