@@ -8,6 +8,7 @@ expected.
 from __future__ import annotations
 
 __all__ = [
+    "REFERENCE_EDGES",
     "SEED",
     "TASKS",
     "argument_parser",
@@ -53,6 +54,7 @@ from specfit.search.chain import Chain
 
 T = TypeVar("T")
 
+REFERENCE_EDGES = "250:3000:50:log"
 TASKS = (1, 5, 7)
 """Numbers of components of the reference task, those of the talk."""
 SEED = 20_210_316

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import torch
 from common import (
+    REFERENCE_EDGES,
     TASKS,
     argument_parser,
     fitted_parts,
@@ -33,8 +34,6 @@ from torch import Tensor
 import specfit
 
 LIMIT_SIZE = 1000
-# Of a net for any binning.
-EDGES = "250:3000:50:log"
 # Within so many standard deviations lie 95 % of a normal distribution.
 TWO_SIDED_95 = 1.96
 FAR = 5.0
@@ -57,7 +56,7 @@ def evaluate_all(
     fitter: specfit.SpectrumFitter, *, size: int, seed: int, limit_size: int = LIMIT_SIZE
 ) -> dict[str, dict[str, float]]:
     """Evaluates a fitter for every number of components of the reference task; figures by task, "N=1" and so on."""
-    figures, edges = {}, specfit.io.parse_edges(EDGES) if fitter.edges is None else fitter.edges
+    figures, edges = {}, specfit.io.parse_edges(REFERENCE_EDGES) if fitter.edges is None else fitter.edges
     for n in TASKS:
         generator = specfit.SpectrumGenerator(edges, n_backgrounds=n)
         limit = limit_of(generator, size=limit_size, seed=seed).rms

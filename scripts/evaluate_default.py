@@ -21,14 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import TASKS, argument_parser, limit_of, print_table, relative_residuals, rng_of, start, write_json
+from common import (
+    REFERENCE_EDGES,
+    TASKS,
+    argument_parser,
+    limit_of,
+    print_table,
+    relative_residuals,
+    rng_of,
+    start,
+    write_json,
+)
 from torch import Tensor
 
 import specfit
 from specfit.background_fit import BackgroundFit
 from specfit.generator import FAMILIES, HELD_OUT, Batch, WideGenerator
 
-REFERENCE_EDGES = "250:3000:50:log"
 SPECTRA = Path(__file__).parents[2] / "shared" / "data" / "spectra"
 BATCH, WINDOWS, FAR = 64, (2, 5, 10, 20), 8.0
 

@@ -194,9 +194,9 @@ def _print_ranking(top: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
+    # p-values of two digits: a terminal of eighty columns shows all of them.
+    digits = {name: 2 if name in ("global_p", "p_value") else 4 for name in names}
     for row in top:
-        # p-values of two digits: a terminal of eighty columns shows all of them.
-        digits = {name: 2 if name.endswith("_p") or name == "p_value" else 4 for name in names}
         table.add_row(*(f"{row[n]:.{digits[n]}g}" if isinstance(row[n], float) else str(row[n]) for n in names))
     Console(highlight=False, soft_wrap=True).print(table)
 
