@@ -169,7 +169,7 @@ def test_a_generic_basis_describes_what_the_learned_one_does_not():
     counts, truth = batch.counts.double(), batch.background.double()
     with torch.no_grad():
         without = net.stages(counts, edges=batch.edges)[-1]
-        model, log_rate = net.fitted(counts, edges=batch.edges)
+        model, log_rate, *_ = net.described(counts, edges=batch.edges)
     error, before = (
         ((b - truth) / truth.clamp(min=1).sqrt()).square().mean(1).sqrt() for b in (log_rate.exp(), without)
     )
@@ -186,7 +186,7 @@ def test_spectra_of_the_prior_need_no_generic_basis():
         128, rng=torch.Generator().manual_seed(2)
     )
     with torch.no_grad():
-        model = net.fitted(batch.counts.double(), edges=batch.edges)[0]
+        model = net.described(batch.counts.double(), edges=batch.edges).model
     assert (model.basis[..., net.n_basis :] != 0).any((1, 2)).double().mean() < 0.03
 
 
@@ -214,7 +214,7 @@ def test_a_net_that_distrusts_nearly_all_data_is_asked_for_wider_shapes(distrust
     believed[:, 40:45] = 0.1
     model = LocalModel((14 - 2 * x)[None], (0.0003 * wave)[None, :, None], believed, torch.zeros(1, 4))
     nothing = torch.zeros_like(data).bool()
-    answer, log_rate = with_generic_basis(model, model.log_mean, data, torch.zeros_like(data), mask=nothing)
+    answer, log_rate, *_ = with_generic_basis(model, model.log_mean, data, torch.zeros_like(data), mask=nothing)
     deviance = poisson_deviance(data, log_rate.exp()).sum()
     if distrusted == "nearly all":
         assert (answer.weight == 1).all()

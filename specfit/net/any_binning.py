@@ -9,8 +9,9 @@ form, and the mean and the basis see only what is smooth: a net that reads the c
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
 widths as shares of the range. The first estimate is made without any learning (`specfit.net.smooth`) and carries the
 noise of some twenty parameters. So the net is shown how the estimate bends in units of what the data can tell, and
-corrects it in these units as well as in its own. Beside the learned basis of the last pass stands a generic one, where
-the evidence of the spectrum asks for it. Positions, residuals and rates are float64 until they become features; the
+corrects it in these units as well as in its own. Beside the learned basis of the last pass stands a generic one where
+the evidence of the spectrum asks for it, and a function of few parameters where that describes the spectrum as well
+(`specfit.net.forms`). Positions, residuals and rates are float64 until they become features; the
 features are float32.
 """
 
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 from specfit.net.base import LocalModel
 from specfit.net.error_scale import CalibratedNet
+from specfit.net.forms import with_functional_form
 from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, posterior_mode
-from specfit.net.smooth import SMOOTH_DIRECTIONS, smooth_estimate, with_generic_basis
+from specfit.net.smooth import SMOOTH_DIRECTIONS, Described, smooth_estimate, with_generic_basis
 from specfit.significance import poisson_deviance
 
 # Waves of each position feature, half widths of the windows of residuals.
@@ -84,11 +86,19 @@ class AnyBinningNet(CalibratedNet):
         edges: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> tuple[LocalModel, Tensor]:
+        """Computes what is plausible, with a generic basis or a function where they are needed, and the estimate."""
+        data = counts.double()
+        described = self.described(data, edges=edges, mask=mask)
+        edges, mask = _edges_of(data, edges), _mask_of(data, mask)
+        return with_functional_form(described, self.n_basis, data, edges, mask=mask)
+
+    def described(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Described:
         """Computes what the last pass and, where it is needed, a generic basis hold for plausible, and its mode."""
         # The answer is found again below, with every bin believed.
         log_rates, model = self._run(counts, edges, mask, settled=SETTLED_TO_READ)
-        log_widths = _edges_of(counts.double(), edges).diff(dim=1).log()
-        return with_generic_basis(model, log_rates[-1], counts.double(), log_widths, mask=_mask_of(counts, mask))
+        data = counts.double()
+        log_widths = _edges_of(data, edges).diff(dim=1).log()
+        return with_generic_basis(model, log_rates[-1], data, log_widths, mask=_mask_of(data, mask))
 
     def _run(
         self, counts: Tensor, edges: Tensor | None, mask: Tensor | None, *, settled: float | None = None

@@ -10,7 +10,7 @@ dozens of polynomials of the bin number takes a few there.
 
 from __future__ import annotations
 
-__all__ = ["SMOOTH_DIRECTIONS", "smooth_estimate", "with_generic_basis"]
+__all__ = ["SMOOTH_DIRECTIONS", "Described", "smooth_estimate", "with_generic_basis"]
 
 import functools
 import math
@@ -106,10 +106,32 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     return estimate.clamp(*LOG_RATES)
 
 
+class Described(NamedTuple):
+    """What a net holds for plausible, and how well that describes the data."""
+
+    model: LocalModel
+    """Around every spectrum."""
+    log_rate: Tensor
+    """At its mode, shape `(m, n_bins)`."""
+    deviance: Tensor
+    """Of the data from there, shape `(m,)`."""
+    n_parameters: Tensor
+    """Effective number of parameters that the data determined, shape `(m,)`."""
+    n_seen: Tensor
+    """Number of bins that are not masked, shape `(m,)`."""
+
+    @property
+    def p_value(self) -> Tensor:
+        """Probability of a larger deviance, shape `(m,)`."""
+        ndf = (self.n_seen - self.n_parameters).clamp(min=1.0)
+        p_value: Tensor = deviance_p_value(self.deviance, ndf).nan_to_num(0.0)
+        return p_value
+
+
 @torch.no_grad()
 def with_generic_basis(
     model: LocalModel, log_rate: Tensor, data: Tensor, log_widths: Tensor, *, mask: Tensor
-) -> tuple[LocalModel, Tensor]:
+) -> Described:
     """Puts a generic basis beside a learned one, with the amplitude that the evidence of each spectrum chooses.
 
     Where it chooses none, the added directions are zero. Every bin is believed, unless the data disagree with the
@@ -123,7 +145,7 @@ def with_generic_basis(
         mask: True for bins that weigh nothing, same shape.
 
     Returns:
-        The local model with more directions, and the log rate at its mode.
+        The local model with more directions, and how well it describes the data.
     """
     seen = (~mask).to(data)
     shapes = _chebyshev(_stretched(log_rate - log_widths, GENERIC_CURVATURE), GENERIC_DIRECTIONS)
@@ -131,24 +153,24 @@ def with_generic_basis(
     shapes = shapes / (1 + k / 2)
     wider = model._replace(basis=torch.cat([model.basis, torch.zeros_like(shapes)], -1), weight=seen)
     mode = posterior_mode(model.log_mean, model.basis, data, weight=seen, near=log_rate)
-    p_value = _p_value(mode, model.basis, data, seen)
-    rows = (p_value < DESCRIBED).nonzero()[:, 0]
+    described = _described(wider, mode, model.basis, data, seen)
+    rows = (described.p_value < DESCRIBED).nonzero()[:, 0]
     if len(rows) == 0:
-        return wider, mode
-    for whole, part in zip((*wider, mode), _of_poorly_described(model, shapes, data, seen, rows), strict=True):
-        whole[rows] = part
-    return wider, mode
+        return described
+    part = _of_poorly_described(model, shapes, data, seen, rows)
+    for whole, piece in zip((*wider, *described[1:]), (*part.model, *part[1:]), strict=True):
+        whole[rows] = piece
+    return described
 
 
-def _of_poorly_described(
-    model: LocalModel, shapes: Tensor, data: Tensor, seen: Tensor, rows: Tensor
-) -> tuple[Tensor, ...]:
-    """Answers for some spectra, `(r,)`: the fields of the local model with a generic basis, and its mode."""
+def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: Tensor, rows: Tensor) -> Described:
+    """Answers for some spectra, `(r,)`."""
     log_mean, learned, believed, features = (t[rows] for t in model)
     shapes, data, seen = (t[rows] for t in (shapes, data, seen))
     basis = torch.cat([learned, _amplitude(log_mean, learned, shapes, data, seen) * shapes], -1)
     mode = posterior_mode(log_mean, basis, data, weight=seen)
-    disagree = _p_value(mode, basis, data, seen) < DISAGREEING
+    model = LocalModel(log_mean, basis, seen, features)
+    disagree = _described(model, mode, basis, data, seen).p_value < DISAGREEING
     knows = believed.sum(1) >= (1 - MOST_DISTRUSTED) * seen.sum(1)
     for factor in WIDER:
         some = (disagree & ~knows).nonzero()[:, 0]
@@ -157,13 +179,14 @@ def _of_poorly_described(
         wider = torch.cat([factor * learned[some], max(AMPLITUDES) * shapes[some]], -1)
         of_some = log_mean[some], wider, data[some]
         basis[some], mode[some] = wider, posterior_mode(*of_some, weight=seen[some])
-        disagree[some] = _p_value(mode[some], wider, data[some], seen[some]) < DISAGREEING
+        answer = _described(LocalModel(*(t[some] for t in model)), mode[some], wider, data[some], seen[some])
+        disagree[some] = answer.p_value < DISAGREEING
     disagree &= knows
     weight = torch.where(disagree[:, None], believed, seen)
     if disagree.any():
         of_some = log_mean[disagree], basis[disagree], data[disagree]
         mode[disagree] = posterior_mode(*of_some, weight=weight[disagree])
-    return log_mean, basis, weight, features, mode
+    return _described(LocalModel(log_mean, basis, weight, features), mode, basis, data, seen)
 
 
 def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, seen: Tensor) -> Tensor:
@@ -177,13 +200,11 @@ def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, se
     return torch.tensor(AMPLITUDES).to(data)[torch.stack(evidence).argmax(0)][:, None, None]
 
 
-@torch.no_grad()
-def _p_value(log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Tensor:
-    """Computes how well a mode describes what is seen, shape `(m,)`."""
+def _described(model: LocalModel, log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Described:
+    """Computes how well the mode of a basis describes what is seen."""
     deviance = (poisson_deviance(data, log_rate.exp()) * seen).sum(1)
-    ndf = seen.sum(1) - gaussian_prediction(log_rate, basis, seen).n_parameters
-    p_value: Tensor = deviance_p_value(deviance, ndf.clamp(min=1.0)).nan_to_num(0.0)
-    return p_value
+    n_parameters = gaussian_prediction(log_rate, basis, seen).n_parameters
+    return Described(model, log_rate, deviance, n_parameters, seen.sum(1))
 
 
 def _smooth_fit(

@@ -1,0 +1,136 @@
+r"""Functions of few parameters beside a net: where one describes a spectrum as well, the net need not look further.
+
+A net that serves every spectrum leaves directions open that a spectrum of a plain shape does not need, and each costs
+precision. So the functions that the field has fitted for decades are fitted too (`specfit.net.forms.falls`,
+`specfit.net.forms.turn_on`), each from what the net says, and
+
+.. math:: \text{deviance} + 6 \times \text{effective parameters}
+
+decides between them and the net, as in discrete profiling (P. Dauncey et al., arXiv:1408.6865), with a price between
+Akaike's 2 and the logarithm of the number of events of Schwarz.
+
+No function is the truth. The net's own directions stay beside the chosen one, their amplitude a share of the net's that
+the evidence of the spectrum decides, 0 to 0.8, averaged over what it leaves possible. A function that fits with five
+parameters is taken at its word unless the evidence speaks against it; the error never is: there the share is at least
+0.15.
+"""
+
+from __future__ import annotations
+
+__all__ = ["with_functional_form"]
+
+import torch
+from torch import Tensor, nn
+
+from specfit.net.base import LocalModel
+from specfit.net.forms import falls, turn_on
+from specfit.net.forms.plan import Fitted, Plan, plan_of
+from specfit.net.posterior import gaussian_prediction, posterior_mode, precision_cholesky
+from specfit.net.smooth import DISAGREEING, Described
+
+# What a parameter has to gain in deviance; a function must save at least so many of them, and needs so many bins.
+PRICE, LEAST_SAVING, FEWEST_BINS = 6.0, 0.5, 10
+# Shares of the net's own directions that are tried, and what counts for the errors at least.
+SHARES, LEAST_SHARE_OF_ERROR = (0.0, 0.1, 0.2, 0.4, 0.8), 0.15
+# Added to the log evidence of no deviation from a turn-on: a function of five parameters hardly fits by chance.
+TRUST_IN_TURN_ON = 6.0
+
+
+@torch.no_grad()
+def with_functional_form(
+    described: Described, n_learned: int, data: Tensor, edges: Tensor, *, mask: Tensor
+) -> tuple[LocalModel, Tensor]:
+    """Puts a function in the place of the mean that a net holds for plausible, where that is as good.
+
+    Args:
+        described: What the net holds for plausible, and how well that describes the data.
+        n_learned: How many of its directions the net has learned; the others, at least five, are spare.
+        data: Observed events, shape `(m, n_bins)`, float64.
+        edges: Bin edges, shape `(m, n_bins + 1)`.
+        mask: True for bins that weigh nothing, shape `(m, n_bins)`.
+
+    Returns:
+        The local model and the estimated log rate, `(m, n_bins)`. Where a function was chosen, the model is at least as
+        wide as the one whose mode the estimate is.
+    """
+    model, log_rate = described.model, described.log_rate
+    seen = (~mask).to(data)
+    possible = (described.p_value > DISAGREEING) & (described.n_parameters > falls.PARAMETERS + LEAST_SAVING)
+    possible &= (described.n_seen >= FEWEST_BINS) & (edges[:, 0] > 0)
+    rows = possible.nonzero()[:, 0]
+    if len(rows) == 0:
+        return model, log_rate
+    plan = plan_of(edges).of(rows)
+    data, seen = data[rows], seen[rows]
+    chosen, fitted, trust = _chosen(plan, described, rows, data, seen)
+    if not chosen.any():
+        return model, log_rate
+    rows, data, seen, trust = rows[chosen], data[chosen], seen[chosen], trust[chosen]
+    own, learned = fitted.basis[chosen], model.basis[rows, :, :n_learned]
+    mode = fitted.log_rate[chosen]
+    share = _share_of_deviations(mode, own, learned, data, seen, trust=trust)[:, None, None]
+    log_mean, basis, log_rate = model.log_mean.clone(), model.basis.clone(), log_rate.clone()
+    log_mean[rows], basis[rows] = mode, 0.0
+    basis[rows, :, :n_learned] = share.clamp(min=LEAST_SHARE_OF_ERROR) * learned
+    basis[rows, :, n_learned : n_learned + own.shape[-1]] = own
+    log_rate[rows] = posterior_mode(mode, torch.cat([share * learned, own], -1), data, weight=seen)
+    return model._replace(log_mean=log_mean, basis=basis), log_rate
+
+
+def _chosen(
+    plan: Plan, described: Described, rows: Tensor, data: Tensor, seen: Tensor
+) -> tuple[Tensor, Fitted, Tensor]:
+    """Fits every function to some spectra, `(r,)`.
+
+    Returns:
+        Whether one is chosen, `(r,)`, the best of them, and how far it is trusted, `(r,)`.
+    """
+    log_rate, n_parameters = described.log_rate[rows], described.n_parameters[rows]
+    allowed = PRICE * n_parameters
+    net = described.deviance[rows] + allowed
+    best = Fitted(log_rate.clone(), log_rate.new_zeros(*log_rate.shape, turn_on.PARAMETERS), net.clone())
+    trust = torch.zeros_like(net)
+    functions = [(one, 0.0) for one in falls.fit_falls(plan, log_rate, data, seen)]
+    functions.append((turn_on.fit_turn_on(plan, log_rate, data, seen, allowed=allowed), TRUST_IN_TURN_ON))
+    for one, trusted in functions:
+        used = gaussian_prediction(one.log_rate, one.basis, seen).n_parameters
+        score = one.deviance + PRICE * used
+        better = (score < best.deviance) & (used < n_parameters - LEAST_SAVING)
+        padded = nn.functional.pad(one.basis, (0, turn_on.PARAMETERS - one.basis.shape[-1]))
+        for whole, part in zip(best, (one.log_rate, padded, score), strict=True):
+            whole[better] = part[better]
+        trust[better] = trusted
+    return best.deviance < net, best, trust
+
+
+def _share_of_deviations(
+    log_rate: Tensor, own: Tensor, learned: Tensor, data: Tensor, seen: Tensor, *, trust: Tensor
+) -> Tensor:
+    r"""Finds how much of a net's own directions a spectrum needs beside a function, shape `(m,)`.
+
+    In the normal approximation around the function, with what its parameters do not follow of the directions, and
+    eigenvalues :math:`e_i` of their information with forces :math:`g_i` along them, the log evidence of a share s is
+    :math:`\frac12 \sum_i s^2 g_i^2 / (1 + s^2 e_i) - \ln(1 + s^2 e_i)`. The square of the share is averaged over it.
+
+    Args:
+        log_rate: Of the function, shape `(m, n_bins)`.
+        own: Its derivatives, shape `(m, n_bins, k)`.
+        learned: Directions of the net, shape `(m, n_bins, n)`.
+        data: Observed events.
+        seen: 0 for masked bins, 1 for others.
+        trust: Added to the log evidence of none, shape `(m,)`.
+    """
+    information = seen * log_rate.exp()
+    weighted = information[..., None] * learned
+    followed = torch.cholesky_solve(own.mT @ weighted, precision_cholesky(own, information))
+    rest = learned - own @ followed
+    force = ((seen * (data - log_rate.exp()))[:, None] @ rest)[:, 0]
+    eigenvalues, vectors = torch.linalg.eigh(rest.mT @ (information[..., None] * rest))
+    eigenvalues = eigenvalues.clamp(min=0.0)
+    along = (force[:, None] @ vectors)[:, 0].square()
+    square = torch.tensor(SHARES).to(data).square()
+    scaled = square[:, None] * eigenvalues[:, None]  # (m, shares, n)
+    evidence = (square[:, None] * along[:, None] / (1 + scaled) - scaled.log1p()).sum(-1) / 2
+    evidence[:, 0] += trust
+    share: Tensor = (evidence.softmax(-1) @ square).sqrt()
+    return share

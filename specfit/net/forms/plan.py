@@ -1,0 +1,107 @@
+"""What fits of functions need to know of a binning, whatever the data: points, weights, and where searches start."""
+
+from __future__ import annotations
+
+__all__ = ["Fitted", "Plan", "plan_of"]
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Gauss-Legendre nodes of a bin.
+NODES = 3
+# Where the dijet function ends, over the last edge.
+END_OF_DIJET = 1.3
+# Where the search for a turn-on starts: position over the range in the logarithm, width over the position; and powers
+# of the fall.
+TURN_ONS = (-0.3, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55), (0.02, 0.05, 0.12)
+POWERS = (0.3, 0.7, 1.1, 1.6, 2.5)
+# Below so many standard deviations a turn-on is not followed.
+LOWEST = -30.0
+
+
+class Fitted(NamedTuple):
+    """A function fitted to spectra."""
+
+    log_rate: Tensor
+    """Shape `(m, n_bins)`."""
+    basis: Tensor
+    """Its derivatives along its parameters, each as wide as its prior, shape `(m, n_bins, k)`."""
+    deviance: Tensor
+    """Shape `(m,)`; infinite where the search gave up."""
+
+
+class Plan(NamedTuple):
+    """Points are counted over the last edge; r is 1 if all spectra have the same edges."""
+
+    x: Tensor
+    """Quadrature points, shape `(r, NODES, n_bins)`."""
+    log_weights: Tensor
+    """Of the points, same shape."""
+    log_widths: Tensor
+    """Of the bins, shape `(r, n_bins)`."""
+    falls: Tensor
+    """What the parameters of every fall multiply at the points, orthonormal, shape `(r, f, 4, NODES n_bins)`."""
+    starts: Tensor
+    """Position and log of the width of turn-ons, shape `(r, n, 2)`."""
+    rises: Tensor
+    """Their logs in the middles of the bins, shape `(r, n, n_bins)`."""
+    powers: Tensor
+    """Middles to the powers `POWERS`, shape `(r, p, n_bins)`."""
+    products: Tensor
+    """Of each with each, shape `(r, n p, n_bins)`."""
+
+    @property
+    def middle(self) -> Tensor:
+        """Middles of the bins, shape `(r, n_bins)`."""
+        return self.x[:, NODES // 2]
+
+    def of(self, rows: Tensor) -> Plan:
+        """Takes some spectra."""
+        return self if len(self.x) == 1 else Plan(*(t[rows] for t in self))
+
+
+def plan_of(edges: Tensor) -> Plan:
+    """Prepares fits for edges of shape `(m, n_bins + 1)`, all positive."""
+    if len(edges) == 1 or edges.stride(0) == 0:  # the same for all
+        return _of_one_binning(tuple(edges[0].tolist()), edges.device)
+    return _planned(edges)
+
+
+@functools.lru_cache(maxsize=8)  # a fit of one spectrum would spend a third of its time on it
+@torch.inference_mode(mode=False)  # what is kept is for everybody
+def _of_one_binning(edges: tuple[float, ...], device: torch.device) -> Plan:
+    return _planned(torch.tensor([edges], dtype=torch.float64, device=device))
+
+
+def _planned(edges: Tensor) -> Plan:
+    node, weight = (torch.tensor(t).to(edges)[:, None] for t in np.polynomial.legendre.leggauss(NODES))
+    u = edges / edges[:, -1:]
+    half = (u.diff(dim=1) / 2)[:, None]
+    x = u[:, None, :-1] + half * (1 + node)
+    log_weights = (half * weight).log()
+    middle = x[:, NODES // 2]
+    turn_ons = torch.tensor(list(itertools.product(*TURN_ONS)), dtype=torch.float64).to(edges)  # (n, 2)
+    position = (middle[:, :1].log() * (1 - turn_ons[:, 0])).exp()  # (r, n)
+    width = turn_ons[:, 1] * position
+    rises = torch.special.log_ndtr(((middle[:, None] - position[..., None]) / width[..., None]).clamp(LOWEST))
+    powers = torch.tensor(POWERS, dtype=torch.float64).to(edges)
+    of_middle = (powers[:, None] * middle[:, None].log()).exp()
+    products = (rises[:, :, None] * of_middle[:, None]).flatten(1, 2)
+    starts = torch.stack([position, width.log()], -1)
+    return Plan(x, log_weights, log_weights.logsumexp(1), _falls(x), starts, rises, of_middle, products)
+
+
+def _falls(x: Tensor) -> Tensor:
+    u = x.flatten(1)
+    log_u, one = u.log(), torch.ones_like(u)
+    dijet = torch.log1p(-u / END_OF_DIJET)
+    kinds = ((u, u**2, u**3), (log_u, log_u**2, log_u**3), (log_u, u, u**2), (log_u, log_u**2, dijet))
+    terms = torch.stack([torch.stack([one, *kind], 1) for kind in kinds], 1)  # (r, f, 4, NODES n_bins)
+    # The terms of a function are almost the same curve.
+    orthonormal: Tensor = torch.linalg.qr(terms.mT)[0].mT * u.shape[1] ** 0.5
+    return orthonormal.contiguous()

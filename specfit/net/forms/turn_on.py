@@ -1,0 +1,232 @@
+r"""One component Erf x exp, :math:`\Phi((x - \mu)/\sigma)\, e^{-x^\rho/\alpha}`, fitted from what a net says.
+
+The norm and the slope of the fall where most events are enter linearly and follow by themselves; power, position and
+width are found by damped Gauss-Newton steps (variable projection: G. Golub, V. Pereyra, SIAM J. Numer. Anal. 10 (1973)
+413). Counts are taken to second order around what the net says, and bins by their middles, with what their bending
+adds from round to round.
+
+Source: S. Calvet, "Fitting a spectrum using ML" (2021).
+"""
+
+from __future__ import annotations
+
+__all__ = ["PARAMETERS", "fit_turn_on"]
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from specfit.net.forms.plan import LOWEST, POWERS, Fitted, Plan
+from specfit.net.posterior import LOG_RATES
+from specfit.significance import poisson_deviance
+
+PARAMETERS = 5
+"""Norm, slope and power of the fall, position over the last edge and log of the width of the turn-on."""
+# Their prior widths, and the longest steps of the last three.
+WIDTHS, LONGEST_STEPS = (20.0, 20.0, 1.0, 0.5, 1.5), (0.7, 0.1, 0.7)
+SMALLEST_POWER, LARGEST_POWER = 0.05, 8.0
+# A turn-on that starts so far above the data, in the log of x, is one more fall.
+ABOVE_CENTER = 0.1
+# A search ends where a step promises less, and is given up where so many times its promise is not enough.
+ROUNDS, MOST_STEPS, SETTLED, HOPELESS = 2, 15, 0.05, 6.0
+FIRST_DAMPING, CERTAIN_DAMPING, MOST_DAMPING, RELIEF, PENALTY = 1e-3, 1.0, 1e4, 0.2, 8.0
+# Above so many standard deviations a turn-on is over; no power grows larger than e to this.
+PLATEAU, LARGEST_EXPONENT = 8.3, 50.0
+TINY = 1e-12
+
+
+class _Search(NamedTuple):
+    """What the function is brought near to."""
+
+    plan: Plan
+    target: Tensor
+    """Log densities, shape `(m, n_bins)`."""
+    weight: Tensor
+    """Inverse of their variance, same shape."""
+    center: Tensor
+    """Where most events are: log of x, shape `(m, 1)`."""
+    worst: Tensor
+    """Largest sum of squares that is of interest, shape `(m,)`."""
+
+    def of(self, rows: Tensor) -> _Search:
+        """Takes some spectra."""
+        return _Search(self.plan.of(rows), *(t[rows] for t in self[1:]))
+
+
+class _Curves(NamedTuple):
+    """The parts of the log density that are not linear in a parameter, with derivatives."""
+
+    rise: Tensor
+    by_position: Tensor
+    by_log_width: Tensor
+    fall: Tensor
+    by_power: Tensor
+
+
+class _Bins(NamedTuple):
+    """The function, integrated over bins."""
+
+    log_rate: Tensor
+    basis: Tensor
+    bending: Tensor
+    """By how much the log of the mean density of a bin exceeds that of its middle, shape `(m, n_bins)`."""
+
+
+def fit_turn_on(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, allowed: Tensor) -> Fitted:
+    """Fits the function; a spectrum that it cannot describe is given up.
+
+    Args:
+        plan: Of the binning.
+        log_rate: What the net says, shape `(m, n_bins)`.
+        data: Observed events, same shape, float64.
+        seen: 0 for masked bins, 1 for others, same shape.
+        allowed: By how much the deviance may be larger than the net's, shape `(m,)`.
+    """
+    rate = log_rate.exp()
+    weight, pull = seen * rate, torch.where(seen > 0, data / rate - 1, 0.0)
+    density = log_rate - plan.log_widths
+    center = (weight * plan.middle.log()).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+    worst = (weight * pull.square()).sum(1) + allowed
+    target, rows = density + pull, torch.arange(len(data), device=data.device)
+    search = _Search(plan, target - _bending(density), weight, center, worst)
+    shape = _start(search)
+    for _ in range(ROUNDS):
+        shape, found = _nearest(search, shape)
+        rows, search = rows[found], search.of(found)
+        bins = _on_bins(search, shape)
+        search = search._replace(target=target[rows] - bins.bending)
+    deviance = (poisson_deviance(data[rows], bins.log_rate.exp()) * seen[rows]).sum(1).nan_to_num(torch.inf)
+    nothing = log_rate.new_zeros(*log_rate.shape, PARAMETERS)
+    fitted = Fitted(log_rate.clone(), nothing, torch.full_like(log_rate[:, 0], torch.inf))
+    for whole, part in zip(fitted, (bins.log_rate, bins.basis, deviance), strict=True):
+        whole[rows] = part
+    return fitted
+
+
+def _bending(log_density: Tensor) -> Tensor:
+    """Guesses the bending from neighbours: that of an exponential of the same slope."""
+    half = nn.functional.pad(log_density[:, 2:] - log_density[:, :-2], (1, 1), mode="replicate") / 4
+    return (half.sinh() / half).log().nan_to_num(0.0)
+
+
+def _start(search: _Search) -> Tensor:
+    """Finds which of many turn-ons and falls come nearest; power, position and log of the width, shape `(m, 3)`."""
+    plan = search.plan
+    weight = search.weight / search.weight.sum(1, keepdim=True)
+    target = search.target - (weight * search.target).sum(1, keepdim=True)
+
+    def mean(t: Tensor, curves: Tensor) -> Tensor:
+        """Sums over the bins, shape `(m, n)`."""
+        return t @ curves[0].T if len(curves) == 1 else (curves @ t[..., None])[..., 0]
+
+    of_rise, of_fall = mean(weight, plan.rises), mean(weight, plan.powers)
+    of_both = mean(weight, plan.products).view(len(weight), -1, len(POWERS))
+    along = mean(weight * target, plan.powers)[:, None] - (of_both - of_rise[:, :, None] * of_fall[:, None])
+    variance = (mean(weight, plan.powers.square()) - of_fall.square())[:, None].clamp(min=TINY)
+    # What the norm alone leaves, up to a constant, less what the fall explains of it.
+    left = mean(weight, plan.rises.square()) - of_rise.square() - 2 * mean(weight * target, plan.rises)
+    distance = (left[:, :, None] - along.square() / variance).nan_to_num(torch.inf)
+    too_high = plan.starts[..., 0].log() > search.center + ABOVE_CENTER  # (m, n)
+    nearest = distance.masked_fill(too_high[:, :, None], torch.inf).flatten(1).argmin(1)
+    each, power = torch.arange(len(nearest), device=nearest.device), torch.tensor(POWERS).to(target)
+    turn_on = plan.starts.expand(len(nearest), -1, -1)[each, nearest // len(POWERS)]
+    return torch.cat([power[nearest % len(POWERS), None], turn_on], 1)
+
+
+def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
+    """Brings shapes `(m, 3)` as near as they come.
+
+    Returns:
+        Shapes `(r, 3)` of those that come near enough, and which they are.
+    """
+    widths, longest = torch.tensor(WIDTHS[2:]).to(shape), torch.tensor(LONGEST_STEPS).to(shape)
+    rows, damping = torch.arange(len(shape), device=shape.device), torch.full_like(shape[:, 0], FIRST_DAMPING)
+    left, basis = _left_over(search, shape, widths)
+    distance, ends = (search.weight * left.square()).sum(1), [(shape[:0], rows[:0])]
+    for step_number in range(MOST_STEPS):
+        weighted = search.weight[..., None] * basis
+        precision, force = weighted.mT @ basis, (left[:, None] @ weighted)[:, 0]
+        diagonal = precision.diagonal(dim1=-2, dim2=-1)
+        diagonal += 1 + damping[:, None] * diagonal
+        step: Tensor = torch.linalg.solve_ex(precision, force[..., None])[0][..., 0].nan_to_num(0.0, 0.0, 0.0)
+        promise, certain = (force * step).sum(1), damping <= CERTAIN_DAMPING
+        done = certain & (promise < SETTLED) | (step_number == MOST_STEPS - 1)
+        stopped = done | certain & (distance - HOPELESS * promise > search.worst) | (damping > MOST_DAMPING)
+        if stopped.any():
+            good = done & (distance < search.worst)
+            ends.append((shape[good], rows[good]))
+            search = search.of(~stopped)
+            of_going = (t[~stopped] for t in (rows, shape, damping, step, left, basis, distance))
+            rows, shape, damping, step, left, basis, distance = of_going
+        if len(rows) == 0:
+            break
+        share = (longest / (step * widths).abs().clamp(min=TINY)).amin(1, keepdim=True).clamp(max=1.0)
+        trial = shape + share * step * widths
+        trial[:, 0].clamp_(SMALLEST_POWER, LARGEST_POWER)
+        there, slopes = _left_over(search, trial, widths)
+        found = (search.weight * there.square()).sum(1)
+        better = found < distance
+        damping = damping * torch.where(better, RELIEF, PENALTY)
+        distance, basis = torch.where(better, found, distance), torch.where(better[:, None, None], slopes, basis)
+        shape, left = (torch.where(better[:, None], *t) for t in ((trial, shape), (there, left)))
+    shapes, numbers = (torch.cat(t) for t in zip(*ends, strict=True))
+    order = numbers.argsort()
+    return shapes[order], numbers[order]
+
+
+def _left_over(search: _Search, shape: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns target less curve `(m, n_bins)`, and the derivatives of the curve that norm and slope do not follow."""
+    weight, curves = search.weight, _curves(search.plan.middle.expand_as(search.target), search.center, shape)
+    left, _, slope = _linear_part(curves, search.target, weight)
+    columns = torch.stack([slope * curves.by_power, curves.by_position, curves.by_log_width], -1) * widths
+    share = weight / weight.sum(1, keepdim=True)
+    columns = columns - (share[:, None] @ columns)
+    fall = curves.fall - (share * curves.fall).sum(1, keepdim=True)
+    along = ((share * fall)[:, None] @ columns) / (share * fall.square()).sum(1).clamp(min=TINY)[:, None, None]
+    return left, columns - fall[..., None] * along
+
+
+def _linear_part(curves: _Curves, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Finds norm and slope by least squares; returns what is left over `(m, n_bins)`, norm and slope, `(m, 1)`."""
+    share, left = weight / weight.sum(1, keepdim=True), target - curves.rise
+    norm, middle = (share * left).sum(1, keepdim=True), (share * curves.fall).sum(1, keepdim=True)
+    left, fall = left - norm, curves.fall - middle
+    slope = (share * left * fall).sum(1, keepdim=True) / (share * fall.square()).sum(1, keepdim=True).clamp(min=TINY)
+    return left - slope * fall, norm - slope * middle, slope
+
+
+def _on_bins(search: _Search, shape: Tensor) -> _Bins:
+    """Integrates over bins."""
+    plan = search.plan
+    curves = _curves(plan.middle.expand_as(search.target), search.center, shape)
+    _, norm, slope = _linear_part(curves, search.target, search.weight)
+    at_middle = curves.rise + slope * curves.fall
+    curves = _curves(plan.x.expand(len(shape), -1, -1), search.center, shape)
+    values = curves.rise + slope[..., None] * curves.fall + plan.log_weights
+    log_bins = values.logsumexp(1)
+    inside = (values - log_bins[:, None]).exp()
+    columns = [curves.fall, slope[..., None] * curves.by_power, curves.by_position, curves.by_log_width]
+    slopes = torch.stack([torch.ones_like(log_bins), *((inside * t).sum(1) for t in columns)], -1)
+    basis = slopes * torch.tensor(WIDTHS).to(slopes)
+    return _Bins((norm + log_bins).clamp(*LOG_RATES), basis, log_bins - plan.log_widths - at_middle)
+
+
+def _curves(x: Tensor, center: Tensor, shape: Tensor) -> _Curves:
+    """Evaluates the parts at points over the last edge, shape `(m, *, n_bins)`.
+
+    With l the log of x over the center, the fall is slope (1 - e^(power l)) / power: whatever the power, it is 0 at the
+    center and has that slope there.
+    """
+    power, position, log_width = shape.view(len(shape), 3, *[1] * (x.ndim - 1)).unbind(1)
+    inverse = (-log_width).exp()
+    z = ((x - position) * inverse).clamp(LOWEST, PLATEAU)
+    # One special function serves both: Phi(z) = erfcx exp(-z^2 / 2) / 2, and the derivative of its log.
+    erfcx = torch.special.erfcx(-math.sqrt(0.5) * z)
+    hazard = math.sqrt(2 / math.pi) / erfcx
+    from_center = x.log() - center.view(len(center), *[1] * (x.ndim - 1))
+    grown = (power * from_center).clamp(max=LARGEST_EXPONENT).exp()
+    fall = (1 - grown) / power
+    rise = (erfcx / 2).log() - z.square() / 2
+    return _Curves(rise, -hazard * inverse, -hazard * z, fall, -(grown * from_center + fall) / power)
