@@ -30,7 +30,7 @@ SMALLEST_POWER, LARGEST_POWER = 0.05, 8.0
 # A turn-on that starts so far above the data, in the log of x, is one more fall.
 ABOVE_CENTER = 0.1
 # A search ends where a step promises less, and is given up where so many times its promise is not enough.
-ROUNDS, MOST_STEPS, SETTLED, HOPELESS = 2, 15, 0.05, 6.0
+MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS = 6, 15, 0.05, 20.0
 FIRST_DAMPING, CERTAIN_DAMPING, MOST_DAMPING, RELIEF, PENALTY = 1e-3, 1.0, 1e4, 0.2, 8.0
 # Above so many standard deviations a turn-on is over; no power grows larger than e to this.
 PLATEAU, LARGEST_EXPONENT = 8.3, 50.0
@@ -92,11 +92,13 @@ def fit_turn_on(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, all
     target, rows = density + pull, torch.arange(len(data), device=data.device)
     search = _Search(plan, target - _bending(density), weight, center, worst)
     shape = _start(search)
-    for _ in range(ROUNDS):
+    for _ in range(MOST_ROUNDS):
         shape, found = _nearest(search, shape)
         rows, search = rows[found], search.of(found)
         bins = _on_bins(search, shape)
-        search = search._replace(target=target[rows] - bins.bending)
+        before, search = search.target, search._replace(target=target[rows] - bins.bending)
+        if not ((search.weight * (search.target - before).square()).sum(1) > SETTLED).any():
+            break
     deviance = (poisson_deviance(data[rows], bins.log_rate.exp()) * seen[rows]).sum(1).nan_to_num(torch.inf)
     nothing = log_rate.new_zeros(*log_rate.shape, PARAMETERS)
     fitted = Fitted(log_rate.clone(), nothing, torch.full_like(log_rate[:, 0], torch.inf))
