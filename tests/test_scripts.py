@@ -245,6 +245,15 @@ def test_a_wrong_path_is_one_line(script, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_bench_forms_sees_what_functions_bring_to_every_family(script, json_of):
+    rows = script("bench_forms").main(["--size", "48", "--total", "1e6", "3e7", *json_of.option])
+    assert json_of()["results"]["rows"] == rows
+    by_family = {row["family"]: row for row in rows}
+    assert by_family["dijet"]["near"] > 0.5
+    assert by_family["dijet"]["ratio"] < 1.0
+    assert max(row["ratio"] for row in rows) < 1.05
+
+
 def test_bench_generator_samples_the_same_distribution_plainly(script, json_of):
     bench = script("bench_generator")
     threads = torch.get_num_threads()

@@ -123,7 +123,7 @@ def _share_of_deviations(
     information = seen * log_rate.exp()
     weighted = information[..., None] * learned
     followed = torch.cholesky_solve(own.mT @ weighted, precision_cholesky(own, information))
-    rest = learned - own @ followed
+    rest = (learned - own @ followed).nan_to_num(0.0, 0.0, 0.0)  # where rounding left no factor
     force = ((seen * (data - log_rate.exp()))[:, None] @ rest)[:, 0]
     eigenvalues, vectors = torch.linalg.eigh(rest.mT @ (information[..., None] * rest))
     eigenvalues = eigenvalues.clamp(min=0.0)
