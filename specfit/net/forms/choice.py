@@ -90,9 +90,11 @@ def _chosen(
     net = described.deviance[rows] + allowed
     best = Fitted(log_rate.clone(), log_rate.new_zeros(*log_rate.shape, turn_on.PARAMETERS), net.clone())
     trust = torch.zeros_like(net)
-    functions = [(one, 0.0) for one in falls.fit_falls(plan, log_rate, data, seen)]
+    functions = [(one, 0.0) for one in falls.fit_falls(plan, log_rate, data, seen, allowed=allowed)]
     functions.append((turn_on.fit_turn_on(plan, log_rate, data, seen, allowed=allowed), TRUST_IN_TURN_ON))
     for one, trusted in functions:
+        if not (one.deviance < best.deviance).any():
+            continue
         used = gaussian_prediction(one.log_rate, one.basis, seen).n_parameters
         score = one.deviance + PRICE * used
         better = (score < best.deviance) & (used < n_parameters - LEAST_SAVING)

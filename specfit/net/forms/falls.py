@@ -21,16 +21,19 @@ PARAMETERS = 4
 """Of every fall."""
 # Prior width along directions of one e-fold; steps.
 WIDTH, STEPS = 20.0, 2
+# So many times what is allowed is too far for the steps.
+FAR = 20.0
 
 
-def fit_falls(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor) -> list[Fitted]:
-    """Fits every fall.
+def fit_falls(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, allowed: Tensor) -> list[Fitted]:
+    """Fits every fall; none where all are far from every spectrum.
 
     Args:
         plan: Of the binning.
         log_rate: What the net says, shape `(m, n_bins)`.
         data: Observed events, same shape, float64.
         seen: 0 for masked bins, 1 for others, same shape.
+        allowed: By how much the deviance may be larger than the net's, shape `(m,)`.
     """
     m, n_bins = data.shape
     terms = WIDTH * plan.falls  # (r, f, 4, NODES n_bins)
@@ -42,6 +45,9 @@ def fit_falls(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor) -> list[
     weight = seen * log_rate.exp()
     target = log_rate - log_widths.expand(m, f, -1).flatten(0, 1)
     position = solved(precision_cholesky(basis, weight), ((weight * target)[:, None] @ basis)[:, 0])
+    distance = (weight * (target - (basis @ position[..., None])[..., 0]).square()).sum(1).view(m, f)
+    if (distance > FAR * allowed[:, None]).all():  # as for one spectrum with a turn-on
+        return []
     for step in range(STEPS + 1):
         values = (position.view(m, f, 1, -1) @ terms)[:, :, 0] + weights  # (m, f, NODES n_bins)
         values = values.view(m, f, NODES, n_bins)
