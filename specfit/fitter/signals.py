@@ -97,7 +97,7 @@ class _Spectra:
         self.iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
 
     def answer(self, rows: Tensor) -> tuple[LocalModel, Tensor]:
-        """Returns the local models of some, and the log rates at their modes."""
+        """Returns the local models of some, and the estimated log rates."""
         *model, log_rate = (t[rows] for t in self.fitted)
         return LocalModel(*model), log_rate
 

@@ -76,7 +76,7 @@ class AnyBinningNet(CalibratedNet):
         return [log_rate.exp() for log_rate in self._run(counts, edges, mask)[0]]
 
     def forward(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Computes the background with the generic basis, shape `(m, n_bins)`, float64, without gradients."""
+        """Computes the estimate, shape `(m, n_bins)`, float64, without gradients."""
         return self.fitted(counts, edges=edges, mask=mask)[1].exp()
 
     def fitted(
@@ -132,7 +132,7 @@ class AnyBinningNet(CalibratedNet):
 def _edges_of(data: Tensor, edges: Tensor | None) -> Tensor:
     """Returns edges of every spectrum, shape `(m, n_bins + 1)`; equal widths if none are given."""
     if edges is None:
-        edges = torch.linspace(1, 2, data.shape[1] + 1)
+        edges = torch.linspace(1, 2, data.shape[1] + 1, dtype=torch.float64)
     return edges.to(data).expand(len(data), -1)
 
 

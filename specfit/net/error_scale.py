@@ -140,7 +140,7 @@ class CalibratedNet(BackgroundNet):
     def fitted(
         self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[LocalModel, Tensor]:
-        """Computes what the last stage holds for plausible and the log rate at its mode; arguments as for `predict`."""
+        """Computes what the last stage holds for plausible and the estimated log rate; arguments as for `predict`."""
 
     def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
         """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
@@ -151,7 +151,7 @@ class CalibratedNet(BackgroundNet):
         return self.fitted(counts, edges=edges, mask=mask)[0]
 
     def calibrated(self, model: LocalModel, log_rate: Tensor, mask: Tensor | None) -> Prediction:
-        """Computes the prediction at the mode of a local model, its errors scaled, with the novelty of the spectra."""
+        """Computes the prediction at an estimate near the mode of a local model, errors scaled, with its novelty."""
         raw = gaussian_prediction(log_rate, model.basis, model.weight)
         scaled: Prediction = self.error_scale(raw, mask)
         return scaled._replace(novelty=self.novelty(model.features).double())

@@ -101,7 +101,7 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
         repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
         mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
         found, which = (evidence.nan_to_num(-torch.inf) + coordinate.favour).view(m, n).max(1)
-        mode = mode.view(m, n, -1)[torch.arange(m, device=data.device), which]
+        mode = mode.view(m, n, data.shape[1])[torch.arange(m, device=data.device), which]
         estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
     return estimate.clamp(*LOG_RATES)
 
@@ -119,6 +119,10 @@ class Described(NamedTuple):
     """Effective number of parameters that the data determined, shape `(m,)`."""
     n_seen: Tensor
     """Number of bins that are not masked, shape `(m,)`."""
+
+    def of(self, rows: Tensor) -> Described:
+        """Takes some spectra."""
+        return Described(LocalModel(*(t[rows] for t in self.model)), *(t[rows] for t in self[1:]))
 
     @property
     def p_value(self) -> Tensor:

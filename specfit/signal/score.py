@@ -39,7 +39,7 @@ def score_test(
 
     Args:
         counts: Events, shape `(m, n_bins)`, float64.
-        log_rate: Log of the fitted background, the mode of `model` with its own weights, shape `(m, n_bins)`.
+        log_rate: Log of an estimated background, one that `model` can describe, shape `(m, n_bins)`; near its mode.
         model: What the net holds for plausible.
         hypotheses: Signals.
         weight: 0 for masked bins, 1 for others, shape `(m, n_bins)`.
@@ -49,11 +49,12 @@ def score_test(
     """
     templates, rate = hypotheses.templates.to(counts), log_rate.exp()
     information, residual = weight / rate, counts - rate
-    # At the mode the net's own weights make force and prior cancel: the coefficients are B^T (model.weight * residual).
-    force = combined((weight - model.weight) * residual, model.basis.mT)  # (m, k)
+    # A step to the mode of the model is taken off: the estimate was found with other weights, or fewer directions.
+    away = log_rate - model.log_mean  # B c
+    force = combined(weight * (residual + rate * away), model.basis.mT)  # (m, k)
     lower, imitated = _imitated(rate, model, templates, weight)
     pull = torch.linalg.solve_triangular(lower, force[..., None], upper=False)
-    score = (information * residual) @ templates.T - (pull.mT @ imitated)[:, 0]  # (m, h)
+    score = (information * residual + weight * away) @ templates.T - (pull.mT @ imitated)[:, 0]  # (m, h)
     alone = information @ templates.square().T
     deviation = _deviation(alone, imitated)
     seen = weight @ templates.T

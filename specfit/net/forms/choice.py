@@ -7,12 +7,11 @@ precision. So the functions that the field has fitted for decades are fitted too
 .. math:: \text{deviance} + 6 \times \text{effective parameters}
 
 decides between them and the net, as in discrete profiling (P. Dauncey et al., arXiv:1408.6865), with a price between
-Akaike's 2 and the logarithm of the number of events of Schwarz.
+Akaike's 2 and what Schwarz asks for from some hundred events on, their logarithm.
 
 No function is the truth. The net's own directions stay beside the chosen one, their amplitude a share of the net's that
-the evidence of the spectrum decides, 0 to 0.8, averaged over what it leaves possible. A function that fits with five
-parameters is taken at its word unless the evidence speaks against it; the error never is: there the share is at least
-0.15.
+the evidence of the spectrum decides, 0 to 0.8, averaged over what it leaves possible. Erf x exp, which hardly fits by
+chance, is taken at its word unless the evidence speaks against it; no error is ever: there the share is at least 0.15.
 """
 
 from __future__ import annotations
@@ -27,12 +26,13 @@ from specfit.net.forms import falls, turn_on
 from specfit.net.forms.plan import Fitted, Plan, plan_of
 from specfit.net.posterior import gaussian_prediction, posterior_mode, precision_cholesky
 from specfit.net.smooth import DISAGREEING, Described
+from specfit.significance import deviance_p_value
 
 # What a parameter has to gain in deviance; a function must save at least so many of them, and needs so many bins.
 PRICE, LEAST_SAVING, FEWEST_BINS = 6.0, 0.5, 10
 # Shares of the net's own directions that are tried, and what counts for the errors at least.
 SHARES, LEAST_SHARE_OF_ERROR = (0.0, 0.1, 0.2, 0.4, 0.8), 0.15
-# Added to the log evidence of no deviation from a turn-on: a function of five parameters hardly fits by chance.
+# Added to the log evidence of no deviation from a turn-on.
 TRUST_IN_TURN_ON = 6.0
 
 
@@ -56,13 +56,13 @@ def with_functional_form(
     model, log_rate = described.model, described.log_rate
     seen = (~mask).to(data)
     possible = (described.p_value > DISAGREEING) & (described.n_parameters > falls.PARAMETERS + LEAST_SAVING)
-    possible &= (described.n_seen >= FEWEST_BINS) & (edges[:, 0] > 0)
+    possible &= (described.n_seen >= FEWEST_BINS) & (edges[:, 0] >= 0)
     rows = possible.nonzero()[:, 0]
     if len(rows) == 0:
         return model, log_rate
-    plan = plan_of(edges).of(rows)
+    plan = plan_of(edges if edges.stride(0) == 0 else edges[rows])
     data, seen = data[rows], seen[rows]
-    chosen, fitted, trust = _chosen(plan, described, rows, data, seen)
+    chosen, fitted, trust = _chosen(plan, described.of(rows), data, seen)
     if not chosen.any():
         return model, log_rate
     rows, data, seen, trust = rows[chosen], data[chosen], seen[chosen], trust[chosen]
@@ -77,32 +77,32 @@ def with_functional_form(
     return model._replace(log_mean=log_mean, basis=basis), log_rate
 
 
-def _chosen(
-    plan: Plan, described: Described, rows: Tensor, data: Tensor, seen: Tensor
-) -> tuple[Tensor, Fitted, Tensor]:
-    """Fits every function to some spectra, `(r,)`.
+def _chosen(plan: Plan, described: Described, data: Tensor, seen: Tensor) -> tuple[Tensor, Fitted, Tensor]:
+    """Fits every function.
 
     Returns:
-        Whether one is chosen, `(r,)`, the best of them, and how far it is trusted, `(r,)`.
+        Whether one is chosen, `(m,)`, the best of them, and how far it is trusted, `(m,)`.
     """
-    log_rate, n_parameters = described.log_rate[rows], described.n_parameters[rows]
+    log_rate, n_parameters, n_seen = described.log_rate, described.n_parameters, described.n_seen
     allowed = PRICE * n_parameters
-    net = described.deviance[rows] + allowed
-    best = Fitted(log_rate.clone(), log_rate.new_zeros(*log_rate.shape, turn_on.PARAMETERS), net.clone())
-    trust = torch.zeros_like(net)
+    least = described.deviance + allowed
+    best = Fitted(log_rate.clone(), log_rate.new_zeros(*log_rate.shape, turn_on.PARAMETERS), described.deviance.clone())
+    trust, chosen = torch.zeros_like(least), torch.zeros_like(least, dtype=torch.bool)
     functions = [(one, 0.0) for one in falls.fit_falls(plan, log_rate, data, seen, allowed=allowed)]
     functions.append((turn_on.fit_turn_on(plan, log_rate, data, seen, allowed=allowed), TRUST_IN_TURN_ON))
     for one, trusted in functions:
-        if not (one.deviance < best.deviance).any():
+        if not (one.deviance < least).any():
             continue
         used = gaussian_prediction(one.log_rate, one.basis, seen).n_parameters
         score = one.deviance + PRICE * used
-        better = (score < best.deviance) & (used < n_parameters - LEAST_SAVING)
+        better = (score < least) & (used < n_parameters - LEAST_SAVING)
+        better &= deviance_p_value(one.deviance, (n_seen - used).clamp(min=1.0)) > DISAGREEING
         padded = nn.functional.pad(one.basis, (0, turn_on.PARAMETERS - one.basis.shape[-1]))
-        for whole, part in zip(best, (one.log_rate, padded, score), strict=True):
+        for whole, part in zip(best, (one.log_rate, padded, one.deviance), strict=True):
             whole[better] = part[better]
-        trust[better] = trusted
-    return best.deviance < net, best, trust
+        least[better], trust[better] = score[better], trusted
+        chosen |= better
+    return chosen, best, trust
 
 
 def _share_of_deviations(
@@ -130,7 +130,7 @@ def _share_of_deviations(
     eigenvalues, vectors = torch.linalg.eigh(rest.mT @ (information[..., None] * rest))
     eigenvalues = eigenvalues.clamp(min=0.0)
     along = (force[:, None] @ vectors)[:, 0].square()
-    square = torch.tensor(SHARES).to(data).square()
+    square = data.new_tensor(SHARES).square()
     scaled = square[:, None] * eigenvalues[:, None]  # (m, shares, n)
     evidence = (square[:, None] * along[:, None] / (1 + scaled) - scaled.log1p()).sum(-1) / 2
     evidence[:, 0] += trust

@@ -1,7 +1,7 @@
 r"""Falls whose logarithm is linear in four parameters, all fitted at once.
 
 Cubic in x, cubic in ln x, UA2's :math:`x^{-a} e^{-bx - cx^2}` and the dijet function. One that comes near the data is
-near what the net says: a straight fit to that, and few steps of Fisher scoring from there.
+near what the net says: a straight fit to that, and damped steps of Fisher scoring from there.
 
 Sources: UA2, Z. Phys. C 49 (1991) 17; CDF, arXiv:0812.4036.
 """
@@ -19,8 +19,9 @@ from specfit.significance import poisson_deviance
 
 PARAMETERS = 4
 """Of every fall."""
-# Prior width along directions of one e-fold; steps.
-WIDTH, STEPS = 20.0, 2
+# Prior width along directions of one e-fold; no step moves a bin by more e-folds, and the last one that is needed moves
+# none by more of its standard errors.
+WIDTH, LONGEST_STEP, SETTLED, MOST_STEPS = 20.0, 3.0, 0.1, 30
 # So many times what is allowed is too far for the steps.
 FAR = 20.0
 
@@ -35,33 +36,57 @@ def fit_falls(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, allow
         seen: 0 for masked bins, 1 for others, same shape.
         allowed: By how much the deviance may be larger than the net's, shape `(m,)`.
     """
-    m, n_bins = data.shape
-    terms = WIDTH * plan.falls  # (r, f, 4, NODES n_bins)
+    (m, n_bins), points, terms = data.shape, plan.points, WIDTH * plan.falls  # (r, f, 4, NODES n_bins)
     f = terms.shape[1]
-    data, seen, log_rate = (t[:, None].expand(-1, f, -1).flatten(0, 1) for t in (data, seen, log_rate))  # (m f, n_bins)
-    weights, log_widths = plan.log_weights.flatten(1)[:, None], plan.log_widths[:, None]
-    inside = (plan.log_weights - log_widths).exp().flatten(1)[:, None]
-    basis = _averaged(inside, terms, n_bins).expand(m, -1, -1, -1).flatten(0, 1)
-    weight = seen * log_rate.exp()
-    target = log_rate - log_widths.expand(m, f, -1).flatten(0, 1)
-    position = solved(precision_cholesky(basis, weight), ((weight * target)[:, None] @ basis)[:, 0])
-    distance = (weight * (target - (basis @ position[..., None])[..., 0]).square()).sum(1).view(m, f)
-    if (distance > FAR * allowed[:, None]).all():  # as for one spectrum with a turn-on
+    data, seen, log_rate = (t[:, None].expand(-1, f, -1) for t in (data, seen, log_rate))  # (m, f, n_bins)
+    log_weights, log_widths = points.log_weights.flatten(1)[:, None], points.log_widths[:, None]
+    middle = _averaged((points.log_weights - log_widths).exp().flatten(1)[:, None], terms, n_bins)
+    weight, target = seen * log_rate.exp(), log_rate - log_widths
+    position = _solved(middle.expand(m, -1, -1, -1), weight, weight * target)
+    distance = (weight * (target - _along(middle, position)).square()).sum(-1)
+    going = distance < FAR * allowed[:, None]
+    if not going.any():  # as for one spectrum with a turn-on
         return []
-    for step in range(STEPS + 1):
-        values = (position.view(m, f, 1, -1) @ terms)[:, :, 0] + weights  # (m, f, NODES n_bins)
-        values = values.view(m, f, NODES, n_bins)
-        log_bins = values.logsumexp(2)
-        inside = (values - log_bins[:, :, None]).exp().flatten(2)
-        basis = _averaged(inside, terms, n_bins).flatten(0, 1)
-        rate = log_bins.flatten(0, 1).clamp(*LOG_RATES).exp()
-        if step < STEPS:
-            force = ((seen * (data - rate))[:, None] @ basis)[:, 0] - position
-            moved = position + solved(precision_cholesky(basis, seen * rate), force)
-            position = torch.where(moved.isfinite(), moved, position)
-    deviance = (poisson_deviance(data, rate) * seen).sum(-1).nan_to_num(torch.inf).view(m, f)
-    basis = basis.view(m, f, n_bins, -1)
-    return [Fitted(log_bins[:, i].clamp(*LOG_RATES), basis[:, i], deviance[:, i]) for i in range(f)]
+    rows, log_bins, basis = (
+        torch.arange(m, device=data.device),
+        log_rate.clone(),
+        data.new_zeros(m, f, n_bins, PARAMETERS),
+    )
+    deviance = torch.full_like(distance, torch.inf)
+    near = going
+    for _ in range(MOST_STEPS):
+        some = going.any(1)
+        if not some.any():
+            break
+        if not some.all():  # what has settled stays, or an answer would depend on others
+            rows, position, data, seen, going, near = (t[some] for t in (rows, position, data, seen, going, near))
+            terms, log_weights = (t if len(t) == 1 else t[some] for t in (terms, log_weights))
+        values = ((position[:, :, None] @ terms)[:, :, 0] + log_weights).view(len(rows), f, NODES, n_bins)
+        whole = values.logsumexp(2)
+        slopes = _averaged((values - whole[:, :, None]).exp().flatten(2), terms, n_bins)
+        log_bins[rows], basis[rows] = whole.clamp(*LOG_RATES), slopes
+        rate = log_bins[rows].exp()
+        deviance[rows] = (
+            (poisson_deviance(data, rate) * seen).sum(-1).nan_to_num(torch.inf).masked_fill(~near, torch.inf)
+        )
+        step = _solved(slopes, seen * rate, seen * (data - rate), less=position)
+        moved = _along(slopes, step)
+        going = going & ((moved.square() * seen * rate).amax(-1) > SETTLED**2)
+        damping = (LONGEST_STEP / (moved * seen).abs().amax(-1).clamp(min=LONGEST_STEP)) * going
+        position = position + damping[..., None] * step
+    return [Fitted(log_bins[:, i], basis[:, i], deviance[:, i]) for i in range(f)]
+
+
+def _solved(basis: Tensor, information: Tensor, force: Tensor, *, less: Tensor | None = None) -> Tensor:
+    """Solves for coefficients `(m, f, 4)` of unit prior; a force on bins, less one on the coefficients."""
+    right = (force[:, :, None] @ basis)[:, :, 0]
+    right = right if less is None else right - less
+    lower = precision_cholesky(basis.flatten(0, 1), information.flatten(0, 1))
+    return solved(lower, right.flatten(0, 1)).view_as(right).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _along(basis: Tensor, position: Tensor) -> Tensor:
+    return (basis @ position[..., None])[..., 0]
 
 
 def _averaged(inside: Tensor, terms: Tensor, n_bins: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Fitted", "Plan", "plan_of"]
+__all__ = ["Fitted", "Plan", "Points", "plan_of"]
 
 import functools
 import itertools
@@ -35,15 +35,30 @@ class Fitted(NamedTuple):
     """Shape `(m,)`; infinite where the search gave up."""
 
 
-class Plan(NamedTuple):
-    """Points are counted over the last edge; r is 1 if all spectra have the same edges."""
+class Points(NamedTuple):
+    """Quadrature points, counted over the last edge; r is 1 if all spectra have the same edges."""
 
     x: Tensor
-    """Quadrature points, shape `(r, NODES, n_bins)`."""
+    """Shape `(r, NODES, n_bins)`."""
     log_weights: Tensor
     """Of the points, same shape."""
     log_widths: Tensor
     """Of the bins, shape `(r, n_bins)`."""
+
+    @property
+    def middle(self) -> Tensor:
+        """Middles of the bins, shape `(r, n_bins)`."""
+        return self.x[:, NODES // 2]
+
+    def of(self, rows: Tensor) -> Points:
+        """Takes some spectra."""
+        return self if len(self.x) == 1 else Points(*(t[rows] for t in self))
+
+
+class Plan(NamedTuple):
+    """All that is prepared."""
+
+    points: Points
     falls: Tensor
     """What the parameters of every fall multiply at the points, orthonormal, shape `(r, f, 4, NODES n_bins)`."""
     starts: Tensor
@@ -55,18 +70,9 @@ class Plan(NamedTuple):
     products: Tensor
     """Of each with each, shape `(r, n p, n_bins)`."""
 
-    @property
-    def middle(self) -> Tensor:
-        """Middles of the bins, shape `(r, n_bins)`."""
-        return self.x[:, NODES // 2]
-
-    def of(self, rows: Tensor) -> Plan:
-        """Takes some spectra."""
-        return self if len(self.x) == 1 else Plan(*(t[rows] for t in self))
-
 
 def plan_of(edges: Tensor) -> Plan:
-    """Prepares fits for edges of shape `(m, n_bins + 1)`, all positive."""
+    """Prepares fits for edges of shape `(m, n_bins + 1)`, the first at least 0."""
     if len(edges) == 1 or edges.stride(0) == 0:  # the same for all
         return _of_one_binning(tuple(edges[0].tolist()), edges.device)
     return _planned(edges)
@@ -93,7 +99,7 @@ def _planned(edges: Tensor) -> Plan:
     of_middle = (powers[:, None] * middle[:, None].log()).exp()
     products = (rises[:, :, None] * of_middle[:, None]).flatten(1, 2)
     starts = torch.stack([position, width.log()], -1)
-    return Plan(x, log_weights, log_weights.logsumexp(1), _falls(x), starts, rises, of_middle, products)
+    return Plan(Points(x, log_weights, log_weights.logsumexp(1)), _falls(x), starts, rises, of_middle, products)
 
 
 def _falls(x: Tensor) -> Tensor:

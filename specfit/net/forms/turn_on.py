@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from specfit.net.forms.plan import LOWEST, POWERS, Fitted, Plan
+from specfit.net.forms.plan import LOWEST, POWERS, Fitted, Plan, Points
 from specfit.net.posterior import LOG_RATES
 from specfit.significance import poisson_deviance
 
@@ -40,7 +40,7 @@ TINY = 1e-12
 class _Search(NamedTuple):
     """What the function is brought near to."""
 
-    plan: Plan
+    points: Points
     target: Tensor
     """Log densities, shape `(m, n_bins)`."""
     weight: Tensor
@@ -52,7 +52,7 @@ class _Search(NamedTuple):
 
     def of(self, rows: Tensor) -> _Search:
         """Takes some spectra."""
-        return _Search(self.plan.of(rows), *(t[rows] for t in self[1:]))
+        return _Search(self.points.of(rows), *(t[rows] for t in self[1:]))
 
 
 class _Curves(NamedTuple):
@@ -84,26 +84,29 @@ def fit_turn_on(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, all
         seen: 0 for masked bins, 1 for others, same shape.
         allowed: By how much the deviance may be larger than the net's, shape `(m,)`.
     """
-    rate = log_rate.exp()
+    points, rate = plan.points, log_rate.exp()
     weight, pull = seen * rate, torch.where(seen > 0, data / rate - 1, 0.0)
-    density = log_rate - plan.log_widths
-    center = (weight * plan.middle.log()).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+    density = log_rate - points.log_widths
+    center = (weight * points.middle.log()).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
     worst = (weight * pull.square()).sum(1) + allowed
     target, rows = density + pull, torch.arange(len(data), device=data.device)
-    search = _Search(plan, target - _bending(density), weight, center, worst)
-    shape = _start(search)
+    search = _Search(points, target - _bending(density), weight, center, worst)
+    shape = _start(plan, search)
+    nothing = log_rate.new_zeros(*log_rate.shape, PARAMETERS)
+    fitted = Fitted(log_rate.clone(), nothing, torch.full_like(log_rate[:, 0], torch.inf))
     for _ in range(MOST_ROUNDS):
         shape, found = _nearest(search, shape)
         rows, search = rows[found], search.of(found)
         bins = _on_bins(search, shape)
-        before, search = search.target, search._replace(target=target[rows] - bins.bending)
-        if not ((search.weight * (search.target - before).square()).sum(1) > SETTLED).any():
+        fitted.log_rate[rows], fitted.basis[rows] = bins.log_rate, bins.basis
+        deviance = (poisson_deviance(data[rows], bins.log_rate.exp()) * seen[rows]).sum(1)
+        fitted.deviance[rows] = deviance.nan_to_num(torch.inf)
+        bent = target[rows] - bins.bending
+        # What has settled stays, or an answer would depend on others.
+        moves = (search.weight * (bent - search.target).square()).sum(1) > SETTLED
+        if not moves.any():
             break
-    deviance = (poisson_deviance(data[rows], bins.log_rate.exp()) * seen[rows]).sum(1).nan_to_num(torch.inf)
-    nothing = log_rate.new_zeros(*log_rate.shape, PARAMETERS)
-    fitted = Fitted(log_rate.clone(), nothing, torch.full_like(log_rate[:, 0], torch.inf))
-    for whole, part in zip(fitted, (bins.log_rate, bins.basis, deviance), strict=True):
-        whole[rows] = part
+        rows, shape, search = rows[moves], shape[moves], search._replace(target=bent).of(moves)
     return fitted
 
 
@@ -113,9 +116,8 @@ def _bending(log_density: Tensor) -> Tensor:
     return (half.sinh() / half).log().nan_to_num(0.0)
 
 
-def _start(search: _Search) -> Tensor:
+def _start(plan: Plan, search: _Search) -> Tensor:
     """Finds which of many turn-ons and falls come nearest; power, position and log of the width, shape `(m, 3)`."""
-    plan = search.plan
     weight = search.weight / search.weight.sum(1, keepdim=True)
     target = search.target - (weight * search.target).sum(1, keepdim=True)
 
@@ -132,7 +134,7 @@ def _start(search: _Search) -> Tensor:
     distance = (left[:, :, None] - along.square() / variance).nan_to_num(torch.inf)
     too_high = plan.starts[..., 0].log() > search.center + ABOVE_CENTER  # (m, n)
     nearest = distance.masked_fill(too_high[:, :, None], torch.inf).flatten(1).argmin(1)
-    each, power = torch.arange(len(nearest), device=nearest.device), torch.tensor(POWERS).to(target)
+    each, power = torch.arange(len(nearest), device=nearest.device), target.new_tensor(POWERS)
     turn_on = plan.starts.expand(len(nearest), -1, -1)[each, nearest // len(POWERS)]
     return torch.cat([power[nearest % len(POWERS), None], turn_on], 1)
 
@@ -143,7 +145,7 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Shapes `(r, 3)` of those that come near enough, and which they are.
     """
-    widths, longest = torch.tensor(WIDTHS[2:]).to(shape), torch.tensor(LONGEST_STEPS).to(shape)
+    widths, longest = shape.new_tensor(WIDTHS[2:]), shape.new_tensor(LONGEST_STEPS)
     rows, damping = torch.arange(len(shape), device=shape.device), torch.full_like(shape[:, 0], FIRST_DAMPING)
     left, basis = _left_over(search, shape, widths)
     distance, ends = (search.weight * left.square()).sum(1), [(shape[:0], rows[:0])]
@@ -180,7 +182,7 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
 
 def _left_over(search: _Search, shape: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
     """Returns target less curve `(m, n_bins)`, and the derivatives of the curve that norm and slope do not follow."""
-    weight, curves = search.weight, _curves(search.plan.middle.expand_as(search.target), search.center, shape)
+    weight, curves = search.weight, _curves(search.points.middle.expand_as(search.target), search.center, shape)
     left, _, slope = _linear_part(curves, search.target, weight)
     columns = torch.stack([slope * curves.by_power, curves.by_position, curves.by_log_width], -1) * widths
     share = weight / weight.sum(1, keepdim=True)
@@ -201,18 +203,18 @@ def _linear_part(curves: _Curves, target: Tensor, weight: Tensor) -> tuple[Tenso
 
 def _on_bins(search: _Search, shape: Tensor) -> _Bins:
     """Integrates over bins."""
-    plan = search.plan
-    curves = _curves(plan.middle.expand_as(search.target), search.center, shape)
+    points = search.points
+    curves = _curves(points.middle.expand_as(search.target), search.center, shape)
     _, norm, slope = _linear_part(curves, search.target, search.weight)
     at_middle = curves.rise + slope * curves.fall
-    curves = _curves(plan.x.expand(len(shape), -1, -1), search.center, shape)
-    values = curves.rise + slope[..., None] * curves.fall + plan.log_weights
+    curves = _curves(points.x.expand(len(shape), -1, -1), search.center, shape)
+    values = curves.rise + slope[..., None] * curves.fall + points.log_weights
     log_bins = values.logsumexp(1)
     inside = (values - log_bins[:, None]).exp()
     columns = [curves.fall, slope[..., None] * curves.by_power, curves.by_position, curves.by_log_width]
     slopes = torch.stack([torch.ones_like(log_bins), *((inside * t).sum(1) for t in columns)], -1)
-    basis = slopes * torch.tensor(WIDTHS).to(slopes)
-    return _Bins((norm + log_bins).clamp(*LOG_RATES), basis, log_bins - plan.log_widths - at_middle)
+    basis = slopes * slopes.new_tensor(WIDTHS)
+    return _Bins((norm + log_bins).clamp(*LOG_RATES), basis, log_bins - points.log_widths - at_middle)
 
 
 def _curves(x: Tensor, center: Tensor, shape: Tensor) -> _Curves:
