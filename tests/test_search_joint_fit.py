@@ -279,3 +279,21 @@ def test_last_directions_that_are_zero_change_nothing():
         assert not together.coefficients[i, problem.n_basis :].any()
         for name in ("background", "yields", "covariance", "nll"):
             assert_allclose(getattr(together, name)[i], getattr(alone, name)[0], rtol=1e-9)
+
+
+def test_bins_that_expect_nothing_do_not_hold_a_yield():
+    """Far below a turn-on are e^-30 events and a millionth of a signal: neither a wall nor information."""
+    x = torch.arange(30, dtype=torch.float64)
+    log_mean = torch.where(x < 5, -30.0 + 2 * x, 7.0 - 0.02 * x)[None]
+    basis = torch.stack([torch.ones(30).double(), (x - 15) / 15], -1)[None]
+    template = torch.exp(-0.5 * ((x - 12) / 1.6) ** 2)[None, None]
+    template = template / template.sum()
+    background = log_mean.exp()
+    for true_yield in (400.0, 0.0, -400.0):
+        data = (background + true_yield * template[:, 0]).round().clamp(min=0.0)
+        fit = fit_jointly(data, log_mean, basis, template)
+        whole, seen = torch.ones_like(data), (x >= 5).double()[None]
+        without_empty = fit_jointly(data, log_mean, basis, template, weight=whole * seen)
+        assert float(fit.yields) == pytest.approx(true_yield, abs=5.0)
+        assert float(fit.yields) == pytest.approx(float(without_empty.yields), abs=1.0)
+        assert float(fit.covariance) == pytest.approx(float(without_empty.covariance), rel=0.01)

@@ -10,7 +10,7 @@ dozens of polynomials of the bin number takes a few there.
 
 from __future__ import annotations
 
-__all__ = ["SMOOTH_DIRECTIONS", "Described", "smooth_estimate", "with_generic_basis"]
+__all__ = ["SMOOTH_DIRECTIONS", "Described", "describe", "smooth_estimate", "with_generic_basis"]
 
 import functools
 import math
@@ -157,7 +157,7 @@ def with_generic_basis(
     shapes = shapes / (1 + k / 2)
     wider = model._replace(basis=torch.cat([model.basis, torch.zeros_like(shapes)], -1), weight=seen)
     mode = posterior_mode(model.log_mean, model.basis, data, weight=seen, near=log_rate)
-    described = _described(wider, mode, model.basis, data, seen)
+    described = describe(wider, mode, model.basis, data, seen)
     rows = (described.p_value < DESCRIBED).nonzero()[:, 0]
     if len(rows) == 0:
         return described
@@ -174,7 +174,7 @@ def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: 
     basis = torch.cat([learned, _amplitude(log_mean, learned, shapes, data, seen) * shapes], -1)
     mode = posterior_mode(log_mean, basis, data, weight=seen)
     model = LocalModel(log_mean, basis, seen, features)
-    disagree = _described(model, mode, basis, data, seen).p_value < DISAGREEING
+    disagree = describe(model, mode, basis, data, seen).p_value < DISAGREEING
     knows = believed.sum(1) >= (1 - MOST_DISTRUSTED) * seen.sum(1)
     for factor in WIDER:
         some = (disagree & ~knows).nonzero()[:, 0]
@@ -183,14 +183,14 @@ def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: 
         wider = torch.cat([factor * learned[some], max(AMPLITUDES) * shapes[some]], -1)
         of_some = log_mean[some], wider, data[some]
         basis[some], mode[some] = wider, posterior_mode(*of_some, weight=seen[some])
-        answer = _described(LocalModel(*(t[some] for t in model)), mode[some], wider, data[some], seen[some])
+        answer = describe(LocalModel(*(t[some] for t in model)), mode[some], wider, data[some], seen[some])
         disagree[some] = answer.p_value < DISAGREEING
     disagree &= knows
     weight = torch.where(disagree[:, None], believed, seen)
     if disagree.any():
         of_some = log_mean[disagree], basis[disagree], data[disagree]
         mode[disagree] = posterior_mode(*of_some, weight=weight[disagree])
-    return _described(LocalModel(log_mean, basis, weight, features), mode, basis, data, seen)
+    return describe(LocalModel(log_mean, basis, weight, features), mode, basis, data, seen)
 
 
 def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, seen: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, se
     return torch.tensor(AMPLITUDES).to(data)[torch.stack(evidence).argmax(0)][:, None, None]
 
 
-def _described(model: LocalModel, log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Described:
+def describe(model: LocalModel, log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Described:
     """Computes how well the mode of a basis describes what is seen."""
     deviance = (poisson_deviance(data, log_rate.exp()) * seen).sum(1)
     n_parameters = gaussian_prediction(log_rate, basis, seen).n_parameters

@@ -31,6 +31,8 @@ LARGEST_STEP, TO_THE_WALL = 2.0, 0.9
 MOST_STEPS, SETTLED = 40, 1e-3
 # Expected events that are taken for none.
 TINY = 1e-12
+# Least events of a bin without background: the tail of a signal in one that expects e^-30 would fix its yield.
+LEAST_EXPECTED = 1e-3
 
 
 class JointFit(NamedTuple):
@@ -128,7 +130,8 @@ class _Problem(NamedTuple):
         k = self.basis.shape[-1]
         background = (self.log_mean + combined(state[:, :k], self.basis)).clamp(-30.0, 30.0).exp()
         rate = background + combined(state[:, k:], self.columns) + self.fixed
-        return background, rate.clamp(min=TINY)
+        floor = torch.where(background > LEAST_EXPECTED, TINY, LEAST_EXPECTED)
+        return background, torch.maximum(rate, floor)
 
 
 def _information(problem: _Problem, background: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,8 +155,8 @@ def _step(problem: _Problem, state: Tensor) -> tuple[Tensor, Tensor]:
     score[:, :k] -= state[:, :k]
     lower = torch.linalg.cholesky_ex(information)[0]
     step = solved(lower, score).nan_to_num(0.0, 0.0, 0.0)
-    # Masked bins damp nothing either: a deficit may take them below zero.
-    used = problem.weight > 0
+    # Masked bins damp nothing either: a deficit may take them below zero; nor do empty ones without background.
+    used = (problem.weight > 0) & ((problem.counts > 0) | (background > LEAST_EXPECTED))
     log_move = combined(step[:, :k], problem.basis) * used
     move = (background * log_move + combined(step[:, k:], problem.columns)) * used
     small = LARGEST_STEP / log_move.abs().amax(1).clamp(min=1e-9)

@@ -25,8 +25,7 @@ from specfit.net.base import LocalModel
 from specfit.net.forms import falls, turn_on
 from specfit.net.forms.plan import Fitted, Plan, plan_of
 from specfit.net.posterior import gaussian_prediction, posterior_mode, precision_cholesky
-from specfit.net.smooth import DISAGREEING, Described
-from specfit.significance import deviance_p_value
+from specfit.net.smooth import DISAGREEING, Described, describe
 
 # What a parameter has to gain in deviance; a function must save at least so many of them, and needs so many bins.
 PRICE, LEAST_SAVING, FEWEST_BINS = 6.0, 0.5, 10
@@ -69,11 +68,14 @@ def with_functional_form(
     own, learned = fitted.basis[chosen], model.basis[rows, :, :n_learned]
     mode = fitted.log_rate[chosen]
     share = _share_of_deviations(mode, own, learned, data, seen, trust=trust)[:, None, None]
+    plausible = torch.cat([share * learned, own], -1)
+    found = posterior_mode(mode, plausible, data, weight=seen)
+    good = describe(model, found, plausible, data, seen).p_value > DISAGREEING
+    rows, mode, own, learned, share, found = (t[good] for t in (rows, mode, own, learned, share, found))
     log_mean, basis, log_rate = model.log_mean.clone(), model.basis.clone(), log_rate.clone()
-    log_mean[rows], basis[rows] = mode, 0.0
+    log_mean[rows], basis[rows], log_rate[rows] = mode, 0.0, found
     basis[rows, :, :n_learned] = share.clamp(min=LEAST_SHARE_OF_ERROR) * learned
     basis[rows, :, n_learned : n_learned + own.shape[-1]] = own
-    log_rate[rows] = posterior_mode(mode, torch.cat([share * learned, own], -1), data, weight=seen)
     return model._replace(log_mean=log_mean, basis=basis), log_rate
 
 
@@ -83,7 +85,7 @@ def _chosen(plan: Plan, described: Described, data: Tensor, seen: Tensor) -> tup
     Returns:
         Whether one is chosen, `(m,)`, the best of them, and how far it is trusted, `(m,)`.
     """
-    log_rate, n_parameters, n_seen = described.log_rate, described.n_parameters, described.n_seen
+    log_rate, n_parameters = described.log_rate, described.n_parameters
     allowed = PRICE * n_parameters
     least = described.deviance + allowed
     best = Fitted(log_rate.clone(), log_rate.new_zeros(*log_rate.shape, turn_on.PARAMETERS), described.deviance.clone())
@@ -96,7 +98,6 @@ def _chosen(plan: Plan, described: Described, data: Tensor, seen: Tensor) -> tup
         used = gaussian_prediction(one.log_rate, one.basis, seen).n_parameters
         score = one.deviance + PRICE * used
         better = (score < least) & (used < n_parameters - LEAST_SAVING)
-        better &= deviance_p_value(one.deviance, (n_seen - used).clamp(min=1.0)) > DISAGREEING
         padded = nn.functional.pad(one.basis, (0, turn_on.PARAMETERS - one.basis.shape[-1]))
         for whole, part in zip(best, (one.log_rate, padded, one.deviance), strict=True):
             whole[better] = part[better]
