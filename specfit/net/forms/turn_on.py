@@ -29,8 +29,9 @@ WIDTHS, LONGEST_STEPS = (20.0, 20.0, 1.0, 0.5, 1.5), (0.7, 0.1, 0.7)
 SMALLEST_POWER, LARGEST_POWER = 0.05, 8.0
 # A turn-on that starts so far above the data, in the log of x, is one more fall.
 ABOVE_CENTER = 0.1
-# A search ends where a step promises less, and is given up where so many times its promise is not enough.
-MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS = 6, 15, 0.05, 20.0
+# A search ends where a step promises less, and is given up where so many times its promise is not enough, or where it
+# is farther than so many times what is of interest, half as far with every step.
+MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST = 6, 15, 0.05, 20.0, 3000.0
 FIRST_DAMPING, CERTAIN_DAMPING, MOST_DAMPING, RELIEF, PENALTY = 1e-3, 1.0, 1e4, 0.2, 8.0
 # Above so many standard deviations a turn-on is over; no power grows larger than e to this.
 PLATEAU, LARGEST_EXPONENT = 8.3, 50.0
@@ -158,6 +159,7 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
         promise, certain = (force * step).sum(1), damping <= CERTAIN_DAMPING
         done = certain & (promise < SETTLED) | (step_number == MOST_STEPS - 1)
         stopped = done | certain & (distance - HOPELESS * promise > search.worst) | (damping > MOST_DAMPING)
+        stopped |= distance > search.worst * FARTHEST / 2**step_number
         if stopped.any():
             good = done & (distance < search.worst)
             ends.append((shape[good], rows[good]))
