@@ -31,7 +31,7 @@ SMALLEST_POWER, LARGEST_POWER = 0.05, 8.0
 ABOVE_CENTER = 0.1
 # A search ends where a step promises less, and is given up where so many times its promise is not enough, or where it
 # is farther than so many times what is of interest, half as far with every step.
-MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST = 6, 15, 0.05, 20.0, 3000.0
+MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST = 6, 15, 0.3, 20.0, 3000.0
 FIRST_DAMPING, CERTAIN_DAMPING, MOST_DAMPING, RELIEF, PENALTY = 1e-3, 1.0, 1e4, 0.2, 8.0
 # Above so many standard deviations a turn-on is over; no power grows larger than e to this.
 PLATEAU, LARGEST_EXPONENT = 8.3, 50.0
