@@ -13,6 +13,8 @@ from specfit.inference import SpectrumFitter
 from specfit.net.forms import choice, falls, turn_on
 from specfit.net.forms.choice import LEAST_SHARE_OF_ERROR, with_functional_form
 from specfit.net.forms.plan import END_OF_DIJET, plan_of
+from specfit.signal import gaussian_hypotheses
+from specfit.signal.extraction import extract
 from specfit.significance import poisson_deviance
 
 EDGES = torch.logspace(np.log10(250), np.log10(3000), 51, dtype=torch.float64)
@@ -236,3 +238,22 @@ def test_where_no_function_can_be_asked_the_net_stands(net, case):
     described, model, log_rate = fitted(net, counts, edges)
     assert torch.equal(log_rate, described.log_rate)
     assert all(map(torch.equal, model, described.model))
+
+
+def test_a_search_beside_a_steep_turn_on_settles(net):
+    """One of ten thousand: directions of a turn-on, steep in empty bins, must not lift one of them above the data."""
+    edges = torch.logspace(np.log10(250), np.log10(3000), 61, dtype=torch.float64)
+    batch = SpectrumGenerator(edges, n_backgrounds=(1, 7)).sample(10_000, rng=torch.Generator().manual_seed(40))
+    counts = batch.counts[7493:7494].double()
+    templates = gaussian_hypotheses(edges, width=0.05, mass=[297.5926]).templates
+    with torch.inference_mode():
+        rows = extract(
+            net,
+            counts,
+            templates[None],
+            spectrum=torch.zeros(1, dtype=torch.int64),
+            edges=edges,
+            mask=torch.zeros_like(counts).bool(),
+        )
+    assert float(rows.without.nll) < 50
+    assert float(rows.local_z.abs()) < 4

@@ -155,10 +155,11 @@ def _step(problem: _Problem, state: Tensor) -> tuple[Tensor, Tensor]:
     score[:, :k] -= state[:, :k]
     lower = torch.linalg.cholesky_ex(information)[0]
     step = solved(lower, score).nan_to_num(0.0, 0.0, 0.0)
-    # Masked bins damp nothing either: a deficit may take them below zero; nor do empty ones without background.
-    used = (problem.weight > 0) & ((problem.counts > 0) | (background > LEAST_EXPECTED))
-    log_move = combined(step[:, :k], problem.basis) * used
-    move = (background * log_move + combined(step[:, k:], problem.columns)) * used
+    # Masked bins damp nothing: a deficit may take them below zero. Nor does the wall of empty bins without background.
+    seen = problem.weight > 0
+    walled = seen & ((problem.counts > 0) | (background > LEAST_EXPECTED))
+    log_move = combined(step[:, :k], problem.basis) * seen
+    move = (background * log_move + combined(step[:, k:], problem.columns)) * walled
     small = LARGEST_STEP / log_move.abs().amax(1).clamp(min=1e-9)
     to_the_wall = (TO_THE_WALL * rate / (-move).clamp(min=TINY)).amin(1)
     step = step * torch.minimum(small, to_the_wall).clamp(max=1.0)[:, None]
