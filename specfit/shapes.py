@@ -22,7 +22,18 @@ arXiv:1703.09127, eq. 1, for `Dijet`.
 
 from __future__ import annotations
 
-__all__ = ["Bernstein", "Dijet", "ErfExp", "Exponential", "Gaussian", "Shape", "quadrature"]
+__all__ = [
+    "PLATEAU",
+    "Bernstein",
+    "Dijet",
+    "ErfExp",
+    "Exponential",
+    "Gaussian",
+    "Shape",
+    "log_sinhc",
+    "log_turn_on",
+    "quadrature",
+]
 
 import math
 from abc import ABC, abstractmethod
@@ -33,6 +44,9 @@ import torch
 from torch import Tensor
 
 from specfit.errors import InputError
+
+PLATEAU = 8.3
+"""Above so many standard deviations the Gaussian cumulative is 1 in float64."""
 
 
 class Shape(ABC):
@@ -128,13 +142,8 @@ class Exponential(Shape):
     def log_bins(self, edges: Tensor) -> Tensor:
         """Computes the exact log integrals."""
         center, width = (edges[:-1] + edges[1:]) / 2, edges.diff()
-        h = self.slope[..., None] * width / 2  # (*, n_bins)
-        # integral = e^(-slope center) * width * sinh(h) / h; the last ratio by its series near 0, without overflow far
-        near = h.abs() < 1e-2
-        size = torch.where(near, 1.0, h.abs())
-        series = h**2 / 6 - h**4 / 180
-        log_ratio = torch.where(near, series, size + (-torch.expm1(-2 * size) / (2 * size)).log())
-        return -self.slope[..., None] * center + width.log() + log_ratio
+        # integral = e^(-slope center) * width * sinh(h) / h
+        return -self.slope[..., None] * center + width.log() + log_sinhc(self.slope[..., None] * width / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,10 +193,31 @@ class Gaussian(Shape):
 
 
 def quadrature(edges: Tensor, nodes_per_bin: int) -> tuple[Tensor, Tensor]:
-    """Returns Gauss-Legendre nodes and log weights of each bin, both of shape `(n_bins, nodes_per_bin)`."""
+    """Returns Gauss-Legendre nodes and log weights of each bin for edges `(*, n_bins + 1)`.
+
+    Both have shape `(*, n_bins, nodes_per_bin)`.
+    """
     nodes, weights = (torch.as_tensor(v, dtype=edges.dtype, device=edges.device) for v in _legendre(nodes_per_bin))
-    half = edges.diff()[:, None] / 2
-    return edges[:-1, None] + half * (1 + nodes), (half * weights).log()
+    half = edges.diff()[..., None] / 2
+    return edges[..., :-1, None] + half * (1 + nodes), (half * weights).log()
+
+
+def log_sinhc(h: Tensor) -> Tensor:
+    """Computes ln(sinh(h) / h), by its series near 0 and without overflow far from it.
+
+    By so much the log of the mean of an exponential over a bin, over which it falls by 2 h e-folds, exceeds that of its
+    middle.
+    """
+    near = h.abs() < 1e-2
+    size = torch.where(near, 1.0, h.abs())
+    return torch.where(near, h**2 / 6 - h**4 / 180, size + (-torch.expm1(-2 * size) / (2 * size)).log())
+
+
+def log_turn_on(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes ln Phi(z), for z up to `PLATEAU`, and its derivative, with one special function for both."""
+    # Phi(z) = erfcx(-z / sqrt 2) exp(-z^2 / 2) / 2
+    erfcx = torch.special.erfcx(-math.sqrt(0.5) * z)
+    return (erfcx / 2).log_() - z**2 / 2, math.sqrt(2 / math.pi) / erfcx
 
 
 def _check_domain(edges: Tensor, *, end: float = math.inf) -> None:

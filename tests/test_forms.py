@@ -13,6 +13,7 @@ from specfit.inference import SpectrumFitter
 from specfit.net.forms import choice, falls, turn_on
 from specfit.net.forms.choice import LEAST_SHARE_OF_ERROR, with_functional_form
 from specfit.net.forms.plan import END_OF_DIJET, plan_of
+from specfit.net.forms.task import Task
 from specfit.signal import gaussian_hypotheses
 from specfit.signal.extraction import extract
 from specfit.significance import poisson_deviance
@@ -42,6 +43,12 @@ def fitted(net, counts, edges):
     return described, *answer
 
 
+def asked(fit, log_rate, counts, edges):
+    """What a function answers about spectra that a net has described."""
+    task = Task(log_rate, counts, torch.ones_like(counts), torch.full_like(counts[:, 0], 60.0))
+    return fit(plan_of(edges[None], torch.arange(len(counts))), task)
+
+
 def rms(log_rate, truth):
     used = truth > 0.5
     return float((((log_rate.exp() - truth).square() / truth)[used]).mean().sqrt())
@@ -54,11 +61,10 @@ def deviance_of(counts, log_rate):
 def test_a_turn_on_is_fitted_as_well_as_by_many_starts(net):
     """Against `functional_fit_many`, which iminuit checks, with wide limits."""
     batch = SpectrumGenerator(EDGES, n_backgrounds=1).sample(96, rng=torch.Generator().manual_seed(5))
-    counts, seen = batch.counts.double(), torch.ones_like(batch.counts.double())
+    counts = batch.counts.double()
     with torch.inference_mode():
         log_rate = net.described(counts, edges=EDGES).log_rate
-        plan = plan_of(EDGES.expand(len(counts), -1))
-        fit = turn_on.fit_turn_on(plan, log_rate, counts, seen, allowed=torch.full_like(counts[:, 0], 60.0))
+        fit = asked(turn_on.fit_turn_on, log_rate, counts, EDGES)
     ranges = ErfExpRanges(rho=(0.2, 2.5), alpha=(2.0, 2000.0), mu=(150.0, 450.0), sigma=(3.0, 90.0))
     best = functional_fit_many(counts, EDGES, function=ErfExpSum(1, ranges)).fit
     excess = fit.deviance - poisson_deviance(counts, best.background).sum(-1)
@@ -70,7 +76,7 @@ def test_a_turn_on_is_fitted_as_well_as_by_many_starts(net):
 def test_the_derivatives_of_a_turn_on_are_those_of_its_rate():
     """All five, against differences of the rate."""
     shape = torch.tensor([[0.9, 0.12, -4.6], [1.6, 0.13, -4.2], [0.4, 0.10, -5.0]]).double()
-    points = plan_of(EDGES[None]).points
+    points = plan_of(EDGES[None], torch.arange(1)).points
     center, weight = torch.full((3, 1), -2.0).double(), torch.ones(3, 50).double()
     truth = turn_on._curves(points.middle.expand(3, -1), center, shape)
     slope = torch.tensor([[6.0], [9.0], [4.0]]).double()
@@ -102,10 +108,7 @@ def test_falls_are_at_the_minimum_of_their_likelihood(net):
     edges, _, counts = wide_backgrounds("power_times_exponential", 24, total=(2e4, 2e5))
     with torch.inference_mode():
         log_rate = net.described(counts, edges=edges).log_rate
-        plan = plan_of(edges.expand(len(counts), -1))
-        cubic, log_cubic, ua2, dijet = falls.fit_falls(
-            plan, log_rate, counts, torch.ones_like(counts), allowed=torch.full_like(counts[:, 0], 60.0)
-        )
+        cubic, log_cubic, ua2, dijet = asked(falls.fit_falls, log_rate, counts, edges)
     best = functional_fit_many(counts, edges, function=ExpPolynomial(3)).fit
     excess = cubic.deviance - poisson_deviance(counts, best.background).sum(-1)
     assert (excess.abs() < 0.05 + 0.01 * cubic.deviance)[cubic.deviance < 100].all()
@@ -143,9 +146,7 @@ def test_falls_of_few_events_settle(net, monkeypatch):
         log_rate = net.described(counts, edges=edges).log_rate
 
     def deviances():
-        plan, seen = plan_of(edges.expand(60, -1)), torch.ones_like(counts)
-        allowed = torch.full_like(counts[:, 0], 60.0)
-        return torch.stack([one.deviance for one in falls.fit_falls(plan, log_rate, counts, seen, allowed=allowed)])
+        return torch.stack([one.deviance for one in asked(falls.fit_falls, log_rate, counts, edges)])
 
     found = deviances()
     monkeypatch.setattr(falls, "MOST_STEPS", 300)

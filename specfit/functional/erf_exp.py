@@ -1,7 +1,7 @@
 """A sum of `ErfExp` components with hand-written derivatives.
 
 A search evaluates some hundred points of every spectrum: here one costs a tenth of what it would through `ErfExp` and
-autograd. This is the one twin of `specfit.shapes.ErfExp`, and tests hold the two together.
+autograd. It is the twin of `specfit.shapes.ErfExp` for any number of components, and tests hold the two together.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from torch import Tensor
 from specfit.errors import InputError
 from specfit.functional.function import SMALLEST_SHARE, UNIFORM_PRECISION, Function, FunctionOnBins, spread_points
 from specfit.functional.points import plan_nodes
-from specfit.shapes import quadrature
+from specfit.shapes import PLATEAU, log_turn_on, quadrature
 
-# Above so many standard deviations the Gaussian cumulative is 1 in float64.
-PLATEAU = 8.3
 # Of a range: the first steps are wild, and a turn-on once lost is lost for good.
 LONGEST_STEP = 0.1
 
@@ -194,15 +192,14 @@ class ErfExpOnBins(FunctionOnBins):
         rho, alpha, mu, sigma = shapes[..., None, None].unbind(2)  # (m, n_components, 1, 1) each
         fall = (rho * self._log_x - alpha.log()).exp_()  # (m, n_components, n_points, n_bins)
         z = ((self._x_near - mu) / sigma).clamp_(max=PLATEAU)
-        # One special function serves both: Phi(z) = erfcx exp(-z^2 / 2) / 2, and the derivative of its log.
-        erfcx = torch.special.erfcx(-math.sqrt(0.5) * z)
+        log_rise, slope = log_turn_on(z)
         log_density = -fall
-        log_density[..., self._near] += (erfcx / 2).log_() - z**2 / 2
+        log_density[..., self._near] += log_rise
         top = log_density.amax(2, keepdim=True)
         density = (log_density - top).exp_().mul_(self._weights)
         integral = density.sum(2)  # (m, n_components, n_bins)
 
-        rising = density[..., self._near] * (math.sqrt(2 / math.pi) / erfcx)
+        rising = density[..., self._near] * slope
         falling = density.mul_(fall)
         slopes = torch.zeros(*integral.shape[:2], 4, integral.shape[-1]).double()
         slopes[:, :, 0], slopes[:, :, 1] = -(falling * self._log_x).sum(2), falling.sum(2)

@@ -13,7 +13,6 @@ import copy
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from specfit.errors import InputError
 from specfit.generator.batch import Batch
 from specfit.generator.families import FAMILIES, HELD_OUT, Points, draw_turn_on
 from specfit.generator.ranges import Range, check_range, log_uniform, uniform
+from specfit.shapes import quadrature
 
 # Gauss-Legendre nodes of a bin.
 NODES = 4
@@ -171,13 +171,11 @@ class WideGenerator:
 
 def _points(edges: Tensor) -> tuple[Points, Tensor]:
     """Returns quadrature points of every bin and the logs of their weights, shape `(size, n_bins, NODES)`."""
-    node, weight = (torch.as_tensor(v, device=edges.device) for v in np.polynomial.legendre.leggauss(NODES))
-    half = edges.diff(dim=1)[..., None] / 2
-    x = edges[:, :-1, None] + half * (1 + node)
+    x, log_weights = quadrature(edges, NODES)
     low, high = edges[:, :1, None], edges[:, -1:, None]
     log_ratio = (high / low).log()
     points = Points(x / low, (x - low) / (high - low), (x / low).log() / log_ratio, log_ratio)
-    return points, (half * weight).log()
+    return points, log_weights
 
 
 def _check_families(families: dict[str, float] | None) -> dict[str, float]:

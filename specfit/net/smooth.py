@@ -10,7 +10,7 @@ dozens of polynomials of the bin number takes a few there.
 
 from __future__ import annotations
 
-__all__ = ["SMOOTH_DIRECTIONS", "Described", "describe", "smooth_estimate", "with_generic_basis"]
+__all__ = ["SMOOTH_DIRECTIONS", "Described", "Description", "describe", "smooth_estimate", "with_generic_basis"]
 
 import functools
 import math
@@ -106,23 +106,15 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     return estimate.clamp(*LOG_RATES)
 
 
-class Described(NamedTuple):
-    """What a net holds for plausible, and how well that describes the data."""
+class Description(NamedTuple):
+    """How well an estimate describes the data."""
 
-    model: LocalModel
-    """Around every spectrum."""
-    log_rate: Tensor
-    """At its mode, shape `(m, n_bins)`."""
     deviance: Tensor
-    """Of the data from there, shape `(m,)`."""
+    """Shape `(m,)`."""
     n_parameters: Tensor
     """Effective number of parameters that the data determined, shape `(m,)`."""
     n_seen: Tensor
     """Number of bins that are not masked, shape `(m,)`."""
-
-    def of(self, rows: Tensor) -> Described:
-        """Takes some spectra."""
-        return Described(LocalModel(*(t[rows] for t in self.model)), *(t[rows] for t in self[1:]))
 
     @property
     def p_value(self) -> Tensor:
@@ -130,6 +122,17 @@ class Described(NamedTuple):
         ndf = (self.n_seen - self.n_parameters).clamp(min=1.0)
         p_value: Tensor = deviance_p_value(self.deviance, ndf).nan_to_num(0.0)
         return p_value
+
+
+class Described(NamedTuple):
+    """What a net holds for plausible, and how well that describes the data."""
+
+    model: LocalModel
+    """Around every spectrum."""
+    log_rate: Tensor
+    """At its mode, shape `(m, n_bins)`."""
+    description: Description
+    """Of the data, by the mode."""
 
 
 @torch.no_grad()
@@ -157,14 +160,14 @@ def with_generic_basis(
     shapes = shapes / (1 + k / 2)
     wider = model._replace(basis=torch.cat([model.basis, torch.zeros_like(shapes)], -1), weight=seen)
     mode = posterior_mode(model.log_mean, model.basis, data, weight=seen, near=log_rate)
-    described = describe(wider, mode, model.basis, data, seen)
-    rows = (described.p_value < DESCRIBED).nonzero()[:, 0]
-    if len(rows) == 0:
-        return described
-    part = _of_poorly_described(model, shapes, data, seen, rows)
-    for whole, piece in zip((*wider, *described[1:]), (*part.model, *part[1:]), strict=True):
-        whole[rows] = piece
-    return described
+    description = describe(mode, model.basis, data, seen)
+    rows = (description.p_value < DESCRIBED).nonzero()[:, 0]
+    if len(rows) > 0:
+        part = _of_poorly_described(model, shapes, data, seen, rows)
+        parts = (*part.model, part.log_rate, *part.description)
+        for whole, piece in zip((*wider, mode, *description), parts, strict=True):
+            whole[rows] = piece
+    return Described(wider, mode, description)
 
 
 def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: Tensor, rows: Tensor) -> Described:
@@ -173,8 +176,7 @@ def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: 
     shapes, data, seen = (t[rows] for t in (shapes, data, seen))
     basis = torch.cat([learned, _amplitude(log_mean, learned, shapes, data, seen) * shapes], -1)
     mode = posterior_mode(log_mean, basis, data, weight=seen)
-    model = LocalModel(log_mean, basis, seen, features)
-    disagree = describe(model, mode, basis, data, seen).p_value < DISAGREEING
+    disagree = describe(mode, basis, data, seen).p_value < DISAGREEING
     knows = believed.sum(1) >= (1 - MOST_DISTRUSTED) * seen.sum(1)
     for factor in WIDER:
         some = (disagree & ~knows).nonzero()[:, 0]
@@ -183,14 +185,13 @@ def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: 
         wider = torch.cat([factor * learned[some], max(AMPLITUDES) * shapes[some]], -1)
         of_some = log_mean[some], wider, data[some]
         basis[some], mode[some] = wider, posterior_mode(*of_some, weight=seen[some])
-        answer = describe(LocalModel(*(t[some] for t in model)), mode[some], wider, data[some], seen[some])
-        disagree[some] = answer.p_value < DISAGREEING
+        disagree[some] = describe(mode[some], wider, data[some], seen[some]).p_value < DISAGREEING
     disagree &= knows
     weight = torch.where(disagree[:, None], believed, seen)
     if disagree.any():
         of_some = log_mean[disagree], basis[disagree], data[disagree]
         mode[disagree] = posterior_mode(*of_some, weight=weight[disagree])
-    return describe(LocalModel(log_mean, basis, weight, features), mode, basis, data, seen)
+    return Described(LocalModel(log_mean, basis, weight, features), mode, describe(mode, basis, data, seen))
 
 
 def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, seen: Tensor) -> Tensor:
@@ -204,11 +205,10 @@ def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, se
     return torch.tensor(AMPLITUDES).to(data)[torch.stack(evidence).argmax(0)][:, None, None]
 
 
-def describe(model: LocalModel, log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Described:
-    """Computes how well the mode of a basis describes what is seen."""
+def describe(log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Description:
+    """Computes how well the mode of a basis, a log rate `(m, n_bins)`, describes what is seen."""
     deviance = (poisson_deviance(data, log_rate.exp()) * seen).sum(1)
-    n_parameters = gaussian_prediction(log_rate, basis, seen).n_parameters
-    return Described(model, log_rate, deviance, n_parameters, seen.sum(1))
+    return Description(deviance, gaussian_prediction(log_rate, basis, seen).n_parameters, seen.sum(1))
 
 
 def _smooth_fit(

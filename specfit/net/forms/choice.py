@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from specfit.net.base import LocalModel
 from specfit.net.forms import falls, turn_on
-from specfit.net.forms.plan import Fitted, Plan, plan_of
-from specfit.net.posterior import gaussian_prediction, posterior_mode, precision_cholesky
+from specfit.net.forms.plan import Plan, plan_of
+from specfit.net.forms.task import Fitted, Task
+from specfit.net.posterior import combined, gaussian_prediction, posterior_mode, precision_cholesky
 from specfit.net.smooth import DISAGREEING, Described, describe
 
 # What a parameter has to gain in deviance; a function must save at least so many of them, and needs so many bins.
@@ -52,16 +53,16 @@ def with_functional_form(
         The local model and the estimated log rate, `(m, n_bins)`. Where a function was chosen, the model is at least as
         wide as the one whose mode the estimate is.
     """
-    model, log_rate = described.model, described.log_rate
+    model, log_rate, description = described
     seen = (~mask).to(data)
-    possible = (described.p_value > DISAGREEING) & (described.n_parameters > falls.PARAMETERS + LEAST_SAVING)
-    possible &= (described.n_seen >= FEWEST_BINS) & (edges[:, 0] >= 0)
+    possible = (description.p_value > DISAGREEING) & (description.n_parameters > falls.PARAMETERS + LEAST_SAVING)
+    possible &= (description.n_seen >= FEWEST_BINS) & (edges[:, 0] >= 0)
     rows = possible.nonzero()[:, 0]
     if len(rows) == 0:
         return model, log_rate
-    plan = plan_of(edges if edges.stride(0) == 0 else edges[rows])
-    data, seen = data[rows], seen[rows]
-    chosen, fitted, trust = _chosen(plan, described.of(rows), data, seen)
+    data, seen, n_parameters = data[rows], seen[rows], description.n_parameters[rows]
+    task = Task(log_rate[rows], data, seen, PRICE * n_parameters)
+    chosen, fitted, trust = _chosen(plan_of(edges, rows), task, description.deviance[rows], n_parameters)
     if not chosen.any():
         return model, log_rate
     rows, data, seen, trust = rows[chosen], data[chosen], seen[chosen], trust[chosen]
@@ -70,7 +71,7 @@ def with_functional_form(
     share = _share_of_deviations(mode, own, learned, data, seen, trust=trust)[:, None, None]
     plausible = torch.cat([share * learned, own], -1)
     found = posterior_mode(mode, plausible, data, weight=seen)
-    good = describe(model, found, plausible, data, seen).p_value > DISAGREEING
+    good = describe(found, plausible, data, seen).p_value > DISAGREEING
     rows, mode, own, learned, share, found = (t[good] for t in (rows, mode, own, learned, share, found))
     log_mean, basis, log_rate = model.log_mean.clone(), model.basis.clone(), log_rate.clone()
     log_mean[rows], basis[rows], log_rate[rows] = mode, 0.0, found
@@ -79,23 +80,21 @@ def with_functional_form(
     return model._replace(log_mean=log_mean, basis=basis), log_rate
 
 
-def _chosen(plan: Plan, described: Described, data: Tensor, seen: Tensor) -> tuple[Tensor, Fitted, Tensor]:
-    """Fits every function.
+def _chosen(plan: Plan, task: Task, deviance: Tensor, n_parameters: Tensor) -> tuple[Tensor, Fitted, Tensor]:
+    """Fits every function, and compares it with the deviance and the number of parameters of the net, `(m,)` each.
 
     Returns:
         Whether one is chosen, `(m,)`, the best of them, and how far it is trusted, `(m,)`.
     """
-    log_rate, n_parameters = described.log_rate, described.n_parameters
-    allowed = PRICE * n_parameters
-    least = described.deviance + allowed
-    best = Fitted(log_rate.clone(), log_rate.new_zeros(*log_rate.shape, turn_on.PARAMETERS), described.deviance.clone())
+    least, log_rate = deviance + task.allowed, task.log_rate
+    best = Fitted(log_rate.clone(), log_rate.new_zeros(*log_rate.shape, turn_on.PARAMETERS), deviance.clone())
     trust, chosen = torch.zeros_like(least), torch.zeros_like(least, dtype=torch.bool)
-    functions = [(one, 0.0) for one in falls.fit_falls(plan, log_rate, data, seen, allowed=allowed)]
-    functions.append((turn_on.fit_turn_on(plan, log_rate, data, seen, allowed=allowed), TRUST_IN_TURN_ON))
+    functions = [(one, 0.0) for one in falls.fit_falls(plan, task)]
+    functions.append((turn_on.fit_turn_on(plan, task), TRUST_IN_TURN_ON))
     for one, trusted in functions:
         if not (one.deviance < least).any():
             continue
-        used = gaussian_prediction(one.log_rate, one.basis, seen).n_parameters
+        used = gaussian_prediction(one.log_rate, one.basis, task.seen).n_parameters
         score = one.deviance + PRICE * used
         better = (score < least) & (used < n_parameters - LEAST_SAVING)
         padded = nn.functional.pad(one.basis, (0, turn_on.PARAMETERS - one.basis.shape[-1]))
@@ -127,10 +126,10 @@ def _share_of_deviations(
     weighted = information[..., None] * learned
     followed = torch.cholesky_solve(own.mT @ weighted, precision_cholesky(own, information))
     rest = (learned - own @ followed).nan_to_num(0.0, 0.0, 0.0)  # where rounding left no factor
-    force = ((seen * (data - log_rate.exp()))[:, None] @ rest)[:, 0]
+    force = combined(seen * (data - log_rate.exp()), rest.mT)
     eigenvalues, vectors = torch.linalg.eigh(rest.mT @ (information[..., None] * rest))
     eigenvalues = eigenvalues.clamp(min=0.0)
-    along = (force[:, None] @ vectors)[:, 0].square()
+    along = combined(force, vectors.mT).square()
     square = data.new_tensor(SHARES).square()
     scaled = square[:, None] * eigenvalues[:, None]  # (m, shares, n)
     evidence = (square[:, None] * along[:, None] / (1 + scaled) - scaled.log1p()).sum(-1) / 2

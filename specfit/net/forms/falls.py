@@ -13,7 +13,8 @@ __all__ = ["PARAMETERS", "fit_falls"]
 import torch
 from torch import Tensor
 
-from specfit.net.forms.plan import NODES, Fitted, Plan
+from specfit.net.forms.plan import NODES, Plan
+from specfit.net.forms.task import Fitted, Task
 from specfit.net.posterior import LOG_RATES, precision_cholesky, solved
 from specfit.significance import poisson_deviance
 
@@ -26,34 +27,21 @@ WIDTH, LONGEST_STEP, SETTLED, MOST_STEPS = 20.0, 3.0, 0.1, 30
 FAR = 20.0
 
 
-def fit_falls(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, allowed: Tensor) -> list[Fitted]:
-    """Fits every fall; none where all are far from every spectrum.
-
-    Args:
-        plan: Of the binning.
-        log_rate: What the net says, shape `(m, n_bins)`.
-        data: Observed events, same shape, float64.
-        seen: 0 for masked bins, 1 for others, same shape.
-        allowed: By how much the deviance may be larger than the net's, shape `(m,)`.
-    """
-    (m, n_bins), points, terms = data.shape, plan.points, WIDTH * plan.falls  # (r, f, 4, NODES n_bins)
-    f = terms.shape[1]
-    data, seen, log_rate = (t[:, None].expand(-1, f, -1) for t in (data, seen, log_rate))  # (m, f, n_bins)
+def fit_falls(plan: Plan, task: Task) -> list[Fitted]:
+    """Fits every fall; none where all are far from every spectrum."""
+    points, terms = plan.points, WIDTH * plan.falls  # (r, f, 4, NODES n_bins)
+    (m, n_bins), f = task.data.shape, terms.shape[1]
+    data, seen, log_rate = (t[:, None].expand(-1, f, -1) for t in (task.data, task.seen, task.log_rate))
     log_weights, log_widths = points.log_weights.flatten(1)[:, None], points.log_widths[:, None]
     middle = _averaged((points.log_weights - log_widths).exp().flatten(1)[:, None], terms, n_bins)
     weight, target = seen * log_rate.exp(), log_rate - log_widths
     position = _solved(middle.expand(m, -1, -1, -1), weight, weight * target)
     distance = (weight * (target - _along(middle, position)).square()).sum(-1)
-    going = distance < FAR * allowed[:, None]
+    near = going = distance < FAR * task.allowed[:, None]
     if not going.any():  # as for one spectrum with a turn-on
         return []
-    rows, log_bins, basis = (
-        torch.arange(m, device=data.device),
-        log_rate.clone(),
-        data.new_zeros(m, f, n_bins, PARAMETERS),
-    )
-    deviance = torch.full_like(distance, torch.inf)
-    near = going
+    log_bins, basis = log_rate.clone(), data.new_zeros(m, f, n_bins, PARAMETERS)
+    deviance, rows = torch.full_like(distance, torch.inf), torch.arange(m, device=data.device)
     for _ in range(MOST_STEPS):
         some = going.any(1)
         if not some.any():
@@ -66,9 +54,8 @@ def fit_falls(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, allow
         slopes = _averaged((values - whole[:, :, None]).exp().flatten(2), terms, n_bins)
         log_bins[rows], basis[rows] = whole.clamp(*LOG_RATES), slopes
         rate = log_bins[rows].exp()
-        deviance[rows] = (
-            (poisson_deviance(data, rate) * seen).sum(-1).nan_to_num(torch.inf).masked_fill(~near, torch.inf)
-        )
+        found = (poisson_deviance(data, rate) * seen).sum(-1).nan_to_num(torch.inf)
+        deviance[rows] = found.masked_fill(~near, torch.inf)
         step = _solved(slopes, seen * rate, seen * (data - rate), less=position)
         moved = _along(slopes, step)
         going = going & ((moved.square() * seen * rate).amax(-1) > SETTLED**2)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Fitted", "Plan", "Points", "plan_of"]
+__all__ = ["Plan", "Points", "plan_of"]
 
 import functools
 import itertools
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from specfit.shapes import quadrature
 
 # Gauss-Legendre nodes of a bin.
 NODES = 3
@@ -22,17 +23,6 @@ TURN_ONS = (-0.3, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55), (0.02, 0.05, 0.12)
 POWERS = (0.3, 0.7, 1.1, 1.6, 2.5)
 # Below so many standard deviations a turn-on is not followed.
 LOWEST = -30.0
-
-
-class Fitted(NamedTuple):
-    """A function fitted to spectra."""
-
-    log_rate: Tensor
-    """Shape `(m, n_bins)`."""
-    basis: Tensor
-    """Its derivatives along its parameters, each as wide as its prior, shape `(m, n_bins, k)`."""
-    deviance: Tensor
-    """Shape `(m,)`; infinite where the search gave up."""
 
 
 class Points(NamedTuple):
@@ -71,11 +61,11 @@ class Plan(NamedTuple):
     """Of each with each, shape `(r, n p, n_bins)`."""
 
 
-def plan_of(edges: Tensor) -> Plan:
-    """Prepares fits for edges of shape `(m, n_bins + 1)`, the first at least 0."""
+def plan_of(edges: Tensor, rows: Tensor) -> Plan:
+    """Prepares fits of some of the spectra with edges `(m, n_bins + 1)`, the first at least 0."""
     if len(edges) == 1 or edges.stride(0) == 0:  # the same for all
         return _of_one_binning(tuple(edges[0].tolist()), edges.device)
-    return _planned(edges)
+    return _planned(edges[rows])
 
 
 @functools.lru_cache(maxsize=8)  # a fit of one spectrum would spend a third of its time on it
@@ -85,17 +75,13 @@ def _of_one_binning(edges: tuple[float, ...], device: torch.device) -> Plan:
 
 
 def _planned(edges: Tensor) -> Plan:
-    node, weight = (torch.tensor(t).to(edges)[:, None] for t in np.polynomial.legendre.leggauss(NODES))
-    u = edges / edges[:, -1:]
-    half = (u.diff(dim=1) / 2)[:, None]
-    x = u[:, None, :-1] + half * (1 + node)
-    log_weights = (half * weight).log()
+    x, log_weights = (t.mT.contiguous() for t in quadrature(edges / edges[:, -1:], NODES))
     middle = x[:, NODES // 2]
-    turn_ons = torch.tensor(list(itertools.product(*TURN_ONS)), dtype=torch.float64).to(edges)  # (n, 2)
+    turn_ons = edges.new_tensor(list(itertools.product(*TURN_ONS)))  # (n, 2)
     position = (middle[:, :1].log() * (1 - turn_ons[:, 0])).exp()  # (r, n)
     width = turn_ons[:, 1] * position
     rises = torch.special.log_ndtr(((middle[:, None] - position[..., None]) / width[..., None]).clamp(LOWEST))
-    powers = torch.tensor(POWERS, dtype=torch.float64).to(edges)
+    powers = edges.new_tensor(POWERS)
     of_middle = (powers[:, None] * middle[:, None].log()).exp()
     products = (rises[:, :, None] * of_middle[:, None]).flatten(1, 2)
     starts = torch.stack([position, width.log()], -1)

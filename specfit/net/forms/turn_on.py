@@ -12,14 +12,15 @@ from __future__ import annotations
 
 __all__ = ["PARAMETERS", "fit_turn_on"]
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from specfit.net.forms.plan import LOWEST, POWERS, Fitted, Plan, Points
-from specfit.net.posterior import LOG_RATES
+from specfit.net.forms.plan import LOWEST, POWERS, Plan, Points
+from specfit.net.forms.task import Fitted, Task
+from specfit.net.posterior import LOG_RATES, combined
+from specfit.shapes import PLATEAU, log_sinhc, log_turn_on
 from specfit.significance import poisson_deviance
 
 PARAMETERS = 5
@@ -33,8 +34,8 @@ ABOVE_CENTER = 0.1
 # is farther than so many times what is of interest, half as far with every step.
 MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST = 6, 15, 0.3, 20.0, 3000.0
 FIRST_DAMPING, CERTAIN_DAMPING, MOST_DAMPING, RELIEF, PENALTY = 1e-3, 1.0, 1e4, 0.2, 8.0
-# Above so many standard deviations a turn-on is over; no power grows larger than e to this.
-PLATEAU, LARGEST_EXPONENT = 8.3, 50.0
+# No power grows larger than e to this.
+LARGEST_EXPONENT = 50.0
 TINY = 1e-12
 
 
@@ -75,16 +76,9 @@ class _Bins(NamedTuple):
     """By how much the log of the mean density of a bin exceeds that of its middle, shape `(m, n_bins)`."""
 
 
-def fit_turn_on(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, allowed: Tensor) -> Fitted:
-    """Fits the function; a spectrum that it cannot describe is given up.
-
-    Args:
-        plan: Of the binning.
-        log_rate: What the net says, shape `(m, n_bins)`.
-        data: Observed events, same shape, float64.
-        seen: 0 for masked bins, 1 for others, same shape.
-        allowed: By how much the deviance may be larger than the net's, shape `(m,)`.
-    """
+def fit_turn_on(plan: Plan, task: Task) -> Fitted:
+    """Fits the function; a spectrum that it cannot describe is given up."""
+    log_rate, data, seen, allowed = task
     points, rate = plan.points, log_rate.exp()
     weight, pull = seen * rate, torch.where(seen > 0, data / rate - 1, 0.0)
     density = log_rate - points.log_widths
@@ -113,8 +107,8 @@ def fit_turn_on(plan: Plan, log_rate: Tensor, data: Tensor, seen: Tensor, *, all
 
 def _bending(log_density: Tensor) -> Tensor:
     """Guesses the bending from neighbours: that of an exponential of the same slope."""
-    half = nn.functional.pad(log_density[:, 2:] - log_density[:, :-2], (1, 1), mode="replicate") / 4
-    return (half.sinh() / half).log().nan_to_num(0.0)
+    fall = nn.functional.pad(log_density[:, 2:] - log_density[:, :-2], (1, 1), mode="replicate") / 2
+    return log_sinhc(fall / 2)
 
 
 def _start(plan: Plan, search: _Search) -> Tensor:
@@ -152,7 +146,7 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
     distance, ends = (search.weight * left.square()).sum(1), [(shape[:0], rows[:0])]
     for step_number in range(MOST_STEPS):
         weighted = search.weight[..., None] * basis
-        precision, force = weighted.mT @ basis, (left[:, None] @ weighted)[:, 0]
+        precision, force = weighted.mT @ basis, combined(left, weighted.mT)
         diagonal = precision.diagonal(dim1=-2, dim2=-1)
         diagonal += 1 + damping[:, None] * diagonal
         step: Tensor = torch.linalg.solve_ex(precision, force[..., None])[0][..., 0].nan_to_num(0.0, 0.0, 0.0)
@@ -228,11 +222,8 @@ def _curves(x: Tensor, center: Tensor, shape: Tensor) -> _Curves:
     power, position, log_width = shape.view(len(shape), 3, *[1] * (x.ndim - 1)).unbind(1)
     inverse = (-log_width).exp()
     z = ((x - position) * inverse).clamp(LOWEST, PLATEAU)
-    # One special function serves both: Phi(z) = erfcx exp(-z^2 / 2) / 2, and the derivative of its log.
-    erfcx = torch.special.erfcx(-math.sqrt(0.5) * z)
-    hazard = math.sqrt(2 / math.pi) / erfcx
+    rise, slope = log_turn_on(z)
     from_center = x.log() - center.view(len(center), *[1] * (x.ndim - 1))
     grown = (power * from_center).clamp(max=LARGEST_EXPONENT).exp()
     fall = (1 - grown) / power
-    rise = (erfcx / 2).log() - z.square() / 2
-    return _Curves(rise, -hazard * inverse, -hazard * z, fall, -(grown * from_center + fall) / power)
+    return _Curves(rise, -slope * inverse, -slope * z, fall, -(grown * from_center + fall) / power)
