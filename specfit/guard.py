@@ -23,7 +23,7 @@ from torch import Tensor
 
 from specfit.lone_peak import has_lone_peak
 from specfit.net import Prediction
-from specfit.significance import deviance_p_value, poisson_deviance
+from specfit.significance import deviance_p_value, deviance_terms
 
 LEAST_P_VALUE = 1e-6
 MOST_MASKED = 1 / 3
@@ -77,7 +77,7 @@ def judge(
     background = prediction.background
     usable = (background.isfinite() & (background > 0)).all(-1)
     safe = torch.where(usable[:, None], background, 1.0)
-    deviance = poisson_deviance(counts, safe).masked_fill(mask, 0.0).sum(-1)
+    deviance = deviance_terms(counts, safe).masked_fill(mask, 0.0).sum(-1)
     ndf = ((~mask).sum(-1) - prediction.n_parameters.nan_to_num(0.0)).clamp(min=1.0)
     agrees = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
     masked = (mask & ~left_out).sum(-1) <= MOST_MASKED * (~left_out).sum(-1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from specfit.shapes import Gaussian
 from specfit.signal import fit_jointly
-from specfit.significance import poisson_deviance
+from specfit.significance import deviance_terms
 
 # Of the fitted log density: how far it rises over both flanks, and what share of that it may go on to fall beyond.
 LEAST_RISE, LEVELLING = 0.25, 0.7
@@ -56,7 +56,7 @@ def has_lone_peak(counts: Tensor, background: Tensor, edges: Tensor, *, mask: Te
     for rows in torch.split((flank > 0).nonzero()[:, 0], ROWS_AT_A_TIME):
         problem = _Problem.of(counts[rows], edges, mask[rows])
         polynomial = problem.without_peak(DEGREE + 1)  # of which a line is one
-        net = (poisson_deviance(counts[rows], background[rows]) * problem.weight).sum(1) / 2
+        net = (deviance_terms(counts[rows], background[rows]) * problem.weight).sum(1) / 2
         # No peak describes much more than the net: most spectra end here.
         possible = (2 * (polynomial - net) > LEAST_Q0 / 2).nonzero()[:, 0]
         if len(possible) == 0:

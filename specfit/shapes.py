@@ -217,7 +217,7 @@ def log_turn_on(z: Tensor) -> tuple[Tensor, Tensor]:
     """Computes ln Phi(z), for z up to `PLATEAU`, and its derivative, with one special function for both."""
     # Phi(z) = erfcx(-z / sqrt 2) exp(-z^2 / 2) / 2
     erfcx = torch.special.erfcx(-math.sqrt(0.5) * z)
-    return (erfcx / 2).log_() - z**2 / 2, math.sqrt(2 / math.pi) / erfcx
+    return (erfcx / 2.0).log_().sub_(z.square(), alpha=0.5), math.sqrt(2 / math.pi) / erfcx
 
 
 def _check_domain(edges: Tensor, *, end: float = math.inf) -> None:

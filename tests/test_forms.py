@@ -78,9 +78,10 @@ def test_the_derivatives_of_a_turn_on_are_those_of_its_rate():
     shape = torch.tensor([[0.9, 0.12, -4.6], [1.6, 0.13, -4.2], [0.4, 0.10, -5.0]]).double()
     points = plan_of(EDGES[None], torch.arange(1)).points
     center, weight = torch.full((3, 1), -2.0).double(), torch.ones(3, 50).double()
-    truth = turn_on._curves(points.middle.expand(3, -1), center, shape)
+    truth = turn_on._curves(points.middle, points.log_middle - center, shape)
     slope = torch.tensor([[6.0], [9.0], [4.0]]).double()
-    search = turn_on._Search(points, 9.0 + truth.rise + slope * truth.fall, weight, center, torch.zeros(3).double())
+    target = 9.0 + truth.rise + slope * truth.fall
+    search = turn_on._Search(points, target, weight, weight / 50, center, torch.zeros(3).double())
 
     def log_rate(step, number):
         """At a shape that is moved, norm and slope where the target says."""
@@ -92,7 +93,7 @@ def test_the_derivatives_of_a_turn_on_are_those_of_its_rate():
             target = target + step * truth.fall
         else:
             moved[:, number - 2] += step
-            curves = turn_on._curves(points.middle.expand(3, -1), center, moved)
+            curves = turn_on._curves(points.middle, points.log_middle - center, moved)
             target = 9.0 + curves.rise + slope * curves.fall
         return turn_on._on_bins(search._replace(target=target), moved).log_rate
 

@@ -19,6 +19,7 @@ from specfit.significance import (
     bin_significance,
     binomial_significance,
     deviance_p_value,
+    deviance_terms,
     poisson_deviance,
     poisson_significance,
 )
@@ -246,6 +247,25 @@ def test_values_and_gradients_are_finite_at_every_edge(s):
 def test_poisson_deviance_is_twice_the_kullback_leibler_divergence(tolerance):
     n, b = np.array([0, 1e-3, 0.4, 1, 5, 60, 140, 1e6])[:, None], np.array([1e-3, 1, 55, 100, 3e5])
     assert_allclose(poisson_deviance(n, b), 2 * scipy.special.kl_div(n, b), **tolerance["closed_form"])
+
+
+@pytest.mark.parametrize("n", [0, 1e-3, 0.4, 1, 5, 60, 140, 1e6, 1e9])
+@pytest.mark.parametrize("b", [1e-3, 1, 55, 100, 3e5, 1e9 + 3e4])
+def test_deviance_terms_are_exact_to_the_rounding_of_an_excess(n, b, digits):
+    n_exact, b_exact = mpmath.mpf(n), mpmath.mpf(b)
+    log_ratio = mpmath.log(n_exact / b_exact) if n else mpmath.mpf(0)
+    exact = float(2 * (n_exact * log_ratio - n_exact + b_exact))
+    terms = deviance_terms(*(torch.tensor(v, dtype=torch.float64) for v in (n, b))).item()
+    assert terms == pytest.approx(exact, abs=1e-15 * (abs(n - b) + n * abs(float(log_ratio))))
+
+
+def test_deviance_terms_have_the_gradient_of_the_deviance_also_without_events():
+    n, b = (
+        torch.tensor([0.0, 2.0, 90.0]).double(),
+        torch.tensor([0.5, 2.5, 80.0], dtype=torch.float64, requires_grad=True),
+    )
+    (gradient,) = torch.autograd.grad(deviance_terms(n, b).sum(), b)
+    assert_allclose(gradient.numpy(), 2 * (1 - n / b.detach()).numpy(), rtol=1e-12)
 
 
 def test_poisson_significance_is_the_tail_of_scipys_poisson(tolerance):

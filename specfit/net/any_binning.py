@@ -19,6 +19,7 @@ from __future__ import annotations
 
 __all__ = ["AnyBinningNet"]
 
+import functools
 import math
 
 import torch
@@ -28,8 +29,8 @@ from specfit.net.base import LocalModel
 from specfit.net.error_scale import CalibratedNet
 from specfit.net.forms import with_functional_form
 from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, posterior_mode
-from specfit.net.smooth import SMOOTH_DIRECTIONS, Described, smooth_estimate, with_generic_basis
-from specfit.significance import poisson_deviance
+from specfit.net.smooth import SMOOTH_DIRECTIONS, Described, smooth_estimate, window_sums, with_generic_basis
+from specfit.significance import deviance_terms
 
 # Waves of each position feature, half widths of the windows of residuals.
 WAVES, HALF_WIDTHS = 8, (1, 3, 7)
@@ -168,7 +169,7 @@ def _estimate_features(data: Tensor, log_rate: Tensor, log_widths: Tensor, log_t
     rise = log_density.diff(dim=1, prepend=log_density[:, :1]).clamp(-5, 5)
     fall = log_density.diff(dim=1, append=log_density[:, -1:]).clamp(-5, 5)
     # One number says how far the estimate is from the data as a whole.
-    terms = poisson_deviance(data, log_rate.exp()).masked_fill(mask, 0.0)
+    terms = deviance_terms(data, log_rate.exp()).masked_fill(mask, 0.0)
     misfit = ((terms.sum(1, keepdim=True) / (~mask).sum(1, keepdim=True).clamp(min=1)) - 1).asinh()
     shapes = [log_rate / 10, log_density / 5, rise, fall, rise - fall, mask.to(data)]
     of_spectrum = [(log_total / 10).expand_as(data), (misfit / 3).expand_as(data)]
@@ -180,17 +181,21 @@ def _bend_features(log_rate: Tensor, log_widths: Tensor) -> Tensor:
 
     Second and fourth differences of the log density: what a smooth spectrum has few of and noise has many of.
     """
-    n_bins = log_rate.shape[1]
-    log_density, rate = log_rate - log_widths, log_rate.exp()
-    bends = []
-    for share in BENDS:
-        step = max(1, round(share * n_bins))
-        padded = nn.functional.pad(log_density[:, None], (2 * step, 2 * step), mode="replicate")[:, 0]
-        far_left, left, middle, right, far_right = (padded[:, i * step : i * step + n_bins] for i in range(5))
-        error = (step * rate + 1).rsqrt()
-        second, fourth = left - 2 * middle + right, far_left - 4 * left + 6 * middle - 4 * right + far_right
-        bends += [(second / error).asinh() / 3, (fourth / error).asinh() / 3]
-    return torch.stack(bends, -1).float()
+    steps, neighbours, differences = _bends_of(log_rate.shape[1], log_rate.device)
+    around = (log_rate - log_widths)[:, neighbours]  # (m, n_bins, scales, 5)
+    precision = (steps * log_rate.exp()[..., None] + 1.0).sqrt()
+    return ((around @ differences * precision[..., None]).asinh() / 3.0).flatten(2).float()
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what is kept is for everybody
+def _bends_of(n_bins: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the steps of each scale, which five bins so far apart lie around a bin, and what makes differences."""
+    steps = torch.tensor([max(1, round(share * n_bins)) for share in BENDS], device=device)
+    bins = torch.arange(n_bins, device=device)[:, None, None]
+    neighbours = (bins + steps[:, None] * torch.arange(-2, 3, device=device)).clamp(0, n_bins - 1)
+    differences = torch.tensor([[0, 1, -2, 1, 0], [1, -4, 6, -4, 1]], dtype=torch.float64, device=device)
+    return steps.double(), neighbours, differences.T
 
 
 def _smallest_visible(log_rate: Tensor) -> Tensor:
@@ -204,12 +209,8 @@ def _residual_features(data: Tensor, log_rate: Tensor, mask: Tensor) -> Tensor:
     rate = log_rate.exp()
     data = torch.where(mask, rate, data)
     residual = 2 * ((data + 0.375).sqrt() - (rate + 0.375).sqrt())
-    windows = [_window_pulls(data - rate, rate, half).asinh() / 3 for half in HALF_WIDTHS]
-    return torch.stack([(residual / 5).tanh() * 2, residual.asinh() / 3, data.asinh() / 10, *windows], -1).float()
-
-
-def _window_pulls(difference: Tensor, rate: Tensor, half: int) -> Tensor:
-    """Computes the excess over its Poisson error in windows of 2 half + 1 bins around each bin, `(m, n_bins)`."""
-    kernel = difference.new_ones(1, 1, 2 * half + 1)
-    excess, expected = (nn.functional.conv1d(t[:, None], kernel, padding=half)[:, 0] for t in (difference, rate))
-    return excess / expected.clamp(min=1.0).sqrt()
+    # The excess over its Poisson error in windows around each bin.
+    excess, expected = window_sums(torch.stack([data - rate, rate]), HALF_WIDTHS)  # (m, windows, n_bins)
+    windows = (excess / expected.clamp(min=1.0).sqrt()).asinh() / 3.0
+    of_bin = torch.stack([(residual / 5.0).tanh() * 2.0, residual.asinh() / 3.0, data.asinh() / 10.0], -1)
+    return torch.cat([of_bin, windows.mT], -1).float()

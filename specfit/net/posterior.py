@@ -27,9 +27,9 @@ from specfit.net.base import Prediction
 LARGEST_STEP, LOG_RATES = 2.0, (-30.0, 30.0)
 # The learned scale of a basis stays below e to this.
 LARGEST_LOG_SCALE = 4.0
-# All spectra take the fewest steps together; those that still move by more standard errors go on to the most. What is
-# only read by the next stage of a net need not be as settled as an answer.
-FEWEST_STEPS, MOST_STEPS, SETTLED, SETTLED_TO_READ = 1, 30, 0.03, 1.0
+# Those that would still move by more standard errors go on to the most steps. What is only read by the next stage of a
+# net need not be as settled as an answer.
+MOST_STEPS, SETTLED, SETTLED_TO_READ = 30, 0.03, 0.1
 # Beyond this distance from its mode, in standard errors, a spectrum gives no gradient.
 UNSETTLED = 0.3
 
@@ -53,7 +53,7 @@ def posterior_mode(
         basis: Directions on the log rate, shape `(m, n_bins, k)`, float64; c has a unit normal prior.
         counts: Observed events, shape `(m, n_bins)`, float64.
         weight: How far each bin is believed, shape `(m, n_bins)`, from 0 (left out exactly) to 1.
-        settled: A spectrum is done when its last step moved no bin by more of its standard errors;
+        settled: A spectrum is done when one more step would move no bin by more of its standard errors;
             None: few enough for an answer.
         near: Log rates that are near the mode, shape `(m, n_bins)`, to start from; they need not be of this basis.
 
@@ -61,9 +61,11 @@ def posterior_mode(
         Log of the expected events at the mode, shape `(m, n_bins)`.
     """
     start = None if near is None else _projected(near, log_mean, basis, counts, weight)
-    log_rate: Tensor = _PosteriorMode.apply(  # type: ignore[no-untyped-call]
-        log_mean, basis, counts, weight, SETTLED if settled is None else settled, start
-    )
+    settled = SETTLED if settled is None else settled
+    if not torch.is_grad_enabled():
+        return _newton(log_mean, basis, counts, weight, settled=settled, start=start)[1]
+    of_fit = log_mean, basis, counts, weight, settled, start
+    log_rate: Tensor = _PosteriorMode.apply(*of_fit)  # type: ignore[no-untyped-call]
     return log_rate
 
 
@@ -167,32 +169,32 @@ def _newton(
     c = basis.new_zeros(basis.shape[::2]) if start is None else start
     log_rate = (log_mean if start is None else log_mean + combined(c, basis)).clamp(*LOG_RATES)
     rows: Tensor | None = None  # those that still move; None: all
-    b, d, w, now, rate_now = basis, counts, weight, c, log_rate
+    # One row a spectrum, (m, 1, *): what one spectrum takes is the number of operations, not their size.
+    c, log_rate, w, weighted = (t[:, None] for t in (c, log_rate, weight, weight * counts))
+    b, now, log_now = basis, c, log_rate
     for done in range(1, MOST_STEPS + 1):
-        rate = rate_now.exp()
-        information = w * rate
-        force = combined(w * (d - rate), b.mT) - now
+        information = w * log_now.exp()
+        force = torch.baddbmm(now, weighted - information, b, beta=-1)
         # What rounding leaves without a factor stays where it is.
-        step = solved(precision_cholesky(b, information), force).nan_to_num(0.0, 0.0, 0.0)
-        moved = combined(step, b)
-        damping = (LARGEST_STEP / torch.linalg.vector_norm(moved, torch.inf, 1, keepdim=True)).clamp(max=1.0)
-        now = torch.addcmul(now, damping, step)
-        rate_now = torch.addcmul(rate_now, damping, moved).clamp(*LOG_RATES)
-        if done < min(FEWEST_STEPS, MOST_STEPS):
-            continue
-        is_open = (moved.square() * information).amax(1) > settled**2
+        step = _solved_columns(precision_cholesky(b, information[:, 0]), force.mT).nan_to_num(0.0, 0.0, 0.0).mT
+        moved = torch.bmm(step, b.mT)
+        damping = (LARGEST_STEP / torch.linalg.vector_norm(moved, torch.inf, 2, keepdim=True)).clamp(max=1.0)
+        now, log_now = torch.addcmul(now, damping, step), torch.addcmul(log_now, damping, moved).clamp(*LOG_RATES)
+        # Where a step is short the next one is as its square.
+        square = moved.square()
+        is_open = (square * square.clamp(max=1.0) * information).amax((1, 2)) > settled**2
         n_open = int(is_open.sum()) if done < MOST_STEPS else 0
         if 0 < n_open == len(is_open):
             continue
         if rows is None:
-            c, log_rate = now, rate_now
+            c, log_rate = now, log_now
         else:
-            c[rows], log_rate[rows] = now, rate_now
+            c[rows], log_rate[rows] = now, log_now
         if n_open == 0:
             break
         rows = is_open.nonzero()[:, 0] if rows is None else rows[is_open]
-        b, d, w, now, rate_now = (t[is_open] for t in (b, d, w, now, rate_now))
-    return c, log_rate
+        b, w, weighted, now, log_now = (t[is_open] for t in (b, w, weighted, now, log_now))
+    return c[:, 0], log_rate[:, 0]
 
 
 def combined(c: Tensor, basis: Tensor) -> Tensor:
@@ -203,9 +205,13 @@ def combined(c: Tensor, basis: Tensor) -> Tensor:
 
 def solved(lower: Tensor, right: Tensor) -> Tensor:
     """Solves L L^T x = y for right sides `(m, k)`."""
+    return _solved_columns(lower, right[..., None])[..., 0]
+
+
+def _solved_columns(lower: Tensor, right: Tensor) -> Tensor:
     # Two triangular solves of the batch: LAPACK's own solver is called for every matrix.
-    half = torch.linalg.solve_triangular(lower, right[..., None], upper=False)
-    solution: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)[..., 0]
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
     return solution
 
 
@@ -214,7 +220,7 @@ def precision_cholesky(basis: Tensor, information: Tensor) -> Tensor:
     precision = torch.bmm((basis * information[..., None]).mT, basis)
     # The unit prior makes it positive definite; the relative term keeps it so to rounding at 1e10 events a bin.
     diagonal = precision.diagonal(dim1=-2, dim2=-1)
-    diagonal += 1 + 1e-13 * diagonal.amax(-1, keepdim=True)
+    diagonal.add_(diagonal.amax(-1, keepdim=True), alpha=1e-13).add_(1.0)
     # The upper factor, turned over, is the lower one in the order of memory that triangular solves take without a copy.
     upper: Tensor = torch.linalg.cholesky_ex(precision, upper=True)[0]
     return upper.mT

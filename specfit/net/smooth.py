@@ -10,7 +10,15 @@ dozens of polynomials of the bin number takes a few there.
 
 from __future__ import annotations
 
-__all__ = ["SMOOTH_DIRECTIONS", "Described", "Description", "describe", "smooth_estimate", "with_generic_basis"]
+__all__ = [
+    "SMOOTH_DIRECTIONS",
+    "Described",
+    "Description",
+    "describe",
+    "smooth_estimate",
+    "window_sums",
+    "with_generic_basis",
+]
 
 import functools
 import math
@@ -27,7 +35,7 @@ from specfit.net.posterior import (
     posterior_mode,
     precision_cholesky,
 )
-from specfit.significance import deviance_p_value, poisson_deviance
+from specfit.significance import deviance_p_value, deviance_terms
 
 # Polynomials of the first estimate.
 SMOOTH_DIRECTIONS = 24
@@ -82,9 +90,8 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
         log_widths: Logs of the widths of the bins, up to a factor, same shape.
         mask: True for bins that weigh nothing, same shape.
     """
-    kernel = data.new_ones(1, 1, 5)
-    widths, used = log_widths.exp(), (~mask).to(data)
-    events, width = (nn.functional.conv1d((t * used)[:, None], kernel, padding=2)[:, 0] for t in (data, widths))
+    seen = torch.stack([data, log_widths.exp()]).masked_fill(mask, 0.0)
+    events, width = window_sums(seen, (2,))[:, :, 0]
     log_density = _bridged(((events + 0.5) / width.clamp(min=1e-12)).log(), mask)
     # More events are more certain, but not so much that the tail is left to itself.
     certain = torch.where(mask, 1.0, (events + 1).sqrt())
@@ -104,6 +111,20 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
         mode = mode.view(m, n, data.shape[1])[torch.arange(m, device=data.device), which]
         estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
     return estimate.clamp(*LOG_RATES)
+
+
+def window_sums(values: Tensor, half_widths: tuple[int, ...]) -> Tensor:
+    """Sums values `(*, n_bins)` in windows of 2 h + 1 bins around each bin, shape `(*, len(half_widths), n_bins)`."""
+    windows = _windows(values.shape[-1], half_widths, values.device)
+    return (values @ windows).view(*values.shape[:-1], len(half_widths), values.shape[-1])
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what is kept is for everybody
+def _windows(n_bins: int, half_widths: tuple[int, ...], device: torch.device) -> Tensor:
+    bins = torch.arange(n_bins, device=device)
+    distance = (bins[:, None] - bins).abs()
+    return torch.cat([(distance <= h).double() for h in half_widths], 1)
 
 
 class Description(NamedTuple):
@@ -155,14 +176,14 @@ def with_generic_basis(
         The local model with more directions, and how well it describes the data.
     """
     seen = (~mask).to(data)
-    shapes = _chebyshev(_stretched(log_rate - log_widths, GENERIC_CURVATURE), GENERIC_DIRECTIONS)
-    k = torch.arange(shapes.shape[2]).to(shapes)
-    shapes = shapes / (1 + k / 2)
-    wider = model._replace(basis=torch.cat([model.basis, torch.zeros_like(shapes)], -1), weight=seen)
+    basis = nn.functional.pad(model.basis, (0, _most(GENERIC_DIRECTIONS, data.shape[1])))
+    wider = model._replace(basis=basis, weight=seen)
     mode = posterior_mode(model.log_mean, model.basis, data, weight=seen, near=log_rate)
     description = describe(mode, model.basis, data, seen)
     rows = (description.p_value < DESCRIBED).nonzero()[:, 0]
     if len(rows) > 0:
+        shapes = _chebyshev(_stretched((log_rate - log_widths)[rows], GENERIC_CURVATURE), GENERIC_DIRECTIONS)
+        shapes = shapes / (1 + torch.arange(shapes.shape[2]).to(shapes) / 2)
         part = _of_poorly_described(model, shapes, data, seen, rows)
         parts = (*part.model, part.log_rate, *part.description)
         for whole, piece in zip((*wider, mode, *description), parts, strict=True):
@@ -171,9 +192,9 @@ def with_generic_basis(
 
 
 def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: Tensor, rows: Tensor) -> Described:
-    """Answers for some spectra, `(r,)`."""
+    """Answers for some spectra, `(r,)`, with generic shapes `(r, n_bins, k)`."""
     log_mean, learned, believed, features = (t[rows] for t in model)
-    shapes, data, seen = (t[rows] for t in (shapes, data, seen))
+    data, seen = data[rows], seen[rows]
     basis = torch.cat([learned, _amplitude(log_mean, learned, shapes, data, seen) * shapes], -1)
     mode = posterior_mode(log_mean, basis, data, weight=seen)
     disagree = describe(mode, basis, data, seen).p_value < DISAGREEING
@@ -207,7 +228,7 @@ def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, se
 
 def describe(log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Description:
     """Computes how well the mode of a basis, a log rate `(m, n_bins)`, describes what is seen."""
-    deviance = (poisson_deviance(data, log_rate.exp()) * seen).sum(1)
+    deviance = (deviance_terms(data, log_rate.exp()) * seen).sum(1)
     return Description(deviance, gaussian_prediction(log_rate, basis, seen).n_parameters, seen.sum(1))
 
 
@@ -235,19 +256,31 @@ def _stretched(log_density: Tensor, curvature: float) -> Tensor:
         return torch.linspace(0, 1, 2 * n_bins + 1).to(log_density)[1::2].expand_as(log_density)
     bend = nn.functional.pad(log_density[:, None].diff(n=2), (1, 1), mode="replicate").abs() * n_bins**2
     length = (1 + bend / curvature).sqrt()
-    smooth = log_density.new_tensor([[[0.25, 0.5, 0.25]]])
-    for _ in range(3):
-        length = nn.functional.conv1d(nn.functional.pad(length, (1, 1), mode="replicate"), smooth)
-    length = length[:, 0].clamp(max=MOST_STRETCHED)
+    length = (length[:, 0] @ _smoothing(n_bins, log_density.device)).clamp(max=MOST_STRETCHED)
     end = length.cumsum(1)
     return (end - length / 2) / end[:, -1:]
 
 
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _smoothing(n_bins: int, device: torch.device) -> Tensor:
+    """Returns what averages over neighbours, three times, shape `(n_bins, n_bins)`."""
+    values = torch.eye(n_bins, dtype=torch.float64, device=device)[:, None]
+    kernel = values.new_tensor([[[0.25, 0.5, 0.25]]])
+    for _ in range(3):
+        values = nn.functional.conv1d(nn.functional.pad(values, (1, 1), mode="replicate"), kernel)
+    return values[:, 0]
+
+
 def _chebyshev(position: Tensor, most: int) -> Tensor:
     """Evaluates at most so many Chebyshev polynomials at positions from 0 to 1, shape `(m, n_bins, k)`."""
-    n_bins = position.shape[1]
-    k = torch.arange(min(most, max(3, n_bins // 2)), device=position.device).to(position)
+    k = torch.arange(_most(most, position.shape[1]), device=position.device).to(position)
     return torch.cos(k * torch.arccos(1 - 2 * position)[..., None])
+
+
+def _most(directions: int, n_bins: int) -> int:
+    """Returns how many of so many directions so many bins can tell."""
+    return min(directions, max(3, n_bins // 2))
 
 
 def _bridged(values: Tensor, mask: Tensor) -> Tensor:

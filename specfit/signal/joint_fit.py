@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from specfit.net.posterior import combined, solved
-from specfit.significance import poisson_deviance
+from specfit.significance import deviance_terms
 
 # A step moves no log rate by more than this, and takes no bin further than this share of the way to zero.
 LARGEST_STEP, TO_THE_WALL = 2.0, 0.9
@@ -106,7 +106,7 @@ def _minimum(problem: _Problem, state: Tensor) -> JointFit:
     c, yields = state[:, :k], state[:, k:]
     background, rate = problem.rates(state)
     # Half the deviance: from the data on, or differences between fits would drown in the rounding of large sums.
-    nll = (weight * poisson_deviance(counts, rate)).sum(-1) / 2 + c.square().sum(-1) / 2
+    nll = (weight * deviance_terms(counts, rate)).sum(-1) / 2 + c.square().sum(-1) / 2
     # The error of a deficit is that of no signal: at the wall of an empty bin the information has no end.
     expected = problem.rates(torch.cat([c, yields.clamp(min=0.0)], -1))
     lower = torch.linalg.cholesky_ex(_information(problem, *expected)[1])[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from specfit.net.forms.plan import NODES, Plan
 from specfit.net.forms.task import Fitted, Task
 from specfit.net.posterior import LOG_RATES, precision_cholesky, solved
-from specfit.significance import poisson_deviance
+from specfit.significance import deviance_terms
 
 PARAMETERS = 4
 """Of every fall."""
@@ -54,7 +54,7 @@ def fit_falls(plan: Plan, task: Task) -> list[Fitted]:
         slopes = _averaged((values - whole[:, :, None]).exp().flatten(2), terms, n_bins)
         log_bins[rows], basis[rows] = whole.clamp(*LOG_RATES), slopes
         rate = log_bins[rows].exp()
-        found = (poisson_deviance(data, rate) * seen).sum(-1).nan_to_num(torch.inf)
+        found = (deviance_terms(data, rate) * seen).sum(-1).nan_to_num(torch.inf)
         deviance[rows] = found.masked_fill(~near, torch.inf)
         step = _solved(slopes, seen * rate, seen * (data - rate), less=position)
         moved = _along(slopes, step)

@@ -30,6 +30,8 @@ class Points(NamedTuple):
 
     x: Tensor
     """Shape `(r, NODES, n_bins)`."""
+    log_x: Tensor
+    """Same shape."""
     log_weights: Tensor
     """Of the points, same shape."""
     log_widths: Tensor
@@ -39,6 +41,11 @@ class Points(NamedTuple):
     def middle(self) -> Tensor:
         """Middles of the bins, shape `(r, n_bins)`."""
         return self.x[:, NODES // 2]
+
+    @property
+    def log_middle(self) -> Tensor:
+        """Their logarithms, same shape."""
+        return self.log_x[:, NODES // 2]
 
     def of(self, rows: Tensor) -> Points:
         """Takes some spectra."""
@@ -84,8 +91,8 @@ def _planned(edges: Tensor) -> Plan:
     powers = edges.new_tensor(POWERS)
     of_middle = (powers[:, None] * middle[:, None].log()).exp()
     products = (rises[:, :, None] * of_middle[:, None]).flatten(1, 2)
-    starts = torch.stack([position, width.log()], -1)
-    return Plan(Points(x, log_weights, log_weights.logsumexp(1)), _falls(x), starts, rises, of_middle, products)
+    points, starts = Points(x, x.log(), log_weights, log_weights.logsumexp(1)), torch.stack([position, width.log()], -1)
+    return Plan(points, _falls(x), starts, rises, of_middle, products)
 
 
 def _falls(x: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from specfit.net.forms.plan import LOWEST, POWERS, Plan, Points
+from specfit.net.forms.plan import LOWEST, NODES, POWERS, Plan, Points
 from specfit.net.forms.task import Fitted, Task
-from specfit.net.posterior import LOG_RATES, combined
+from specfit.net.posterior import LOG_RATES
 from specfit.shapes import PLATEAU, log_sinhc, log_turn_on
-from specfit.significance import poisson_deviance
+from specfit.significance import deviance_terms
 
 PARAMETERS = 5
 """Norm, slope and power of the fall, position over the last edge and log of the width of the turn-on."""
@@ -47,6 +47,8 @@ class _Search(NamedTuple):
     """Log densities, shape `(m, n_bins)`."""
     weight: Tensor
     """Inverse of their variance, same shape."""
+    share: Tensor
+    """Weight over its sum, same shape."""
     center: Tensor
     """Where most events are: log of x, shape `(m, 1)`."""
     worst: Tensor
@@ -82,19 +84,22 @@ def fit_turn_on(plan: Plan, task: Task) -> Fitted:
     points, rate = plan.points, log_rate.exp()
     weight, pull = seen * rate, torch.where(seen > 0, data / rate - 1, 0.0)
     density = log_rate - points.log_widths
-    center = (weight * points.middle.log()).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+    share = weight / weight.sum(1, keepdim=True)
+    center = (share * points.log_middle).sum(1, keepdim=True)
     worst = (weight * pull.square()).sum(1) + allowed
     target, rows = density + pull, torch.arange(len(data), device=data.device)
-    search = _Search(points, target - _bending(density), weight, center, worst)
+    search = _Search(points, target - _bending(density), weight, share, center, worst)
     shape = _start(plan, search)
     nothing = log_rate.new_zeros(*log_rate.shape, PARAMETERS)
     fitted = Fitted(log_rate.clone(), nothing, torch.full_like(log_rate[:, 0], torch.inf))
     for _ in range(MOST_ROUNDS):
         shape, found = _nearest(search, shape)
+        if len(found) == 0:
+            break
         rows, search = rows[found], search.of(found)
         bins = _on_bins(search, shape)
         fitted.log_rate[rows], fitted.basis[rows] = bins.log_rate, bins.basis
-        deviance = (poisson_deviance(data[rows], bins.log_rate.exp()) * seen[rows]).sum(1)
+        deviance = (deviance_terms(data[rows], bins.log_rate.exp()) * seen[rows]).sum(1)
         fitted.deviance[rows] = deviance.nan_to_num(torch.inf)
         bent = target[rows] - bins.bending
         # What has settled stays, or an answer would depend on others.
@@ -113,7 +118,7 @@ def _bending(log_density: Tensor) -> Tensor:
 
 def _start(plan: Plan, search: _Search) -> Tensor:
     """Finds which of many turn-ons and falls come nearest; power, position and log of the width, shape `(m, 3)`."""
-    weight = search.weight / search.weight.sum(1, keepdim=True)
+    weight = search.share
     target = search.target - (weight * search.target).sum(1, keepdim=True)
 
     def mean(t: Tensor, curves: Tensor) -> Tensor:
@@ -142,14 +147,12 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
     """
     widths, longest = shape.new_tensor(WIDTHS[2:]), shape.new_tensor(LONGEST_STEPS)
     rows, damping = torch.arange(len(shape), device=shape.device), torch.full_like(shape[:, 0], FIRST_DAMPING)
-    left, basis = _left_over(search, shape, widths)
-    distance, ends = (search.weight * left.square()).sum(1), [(shape[:0], rows[:0])]
+    products, ends = _products(search, shape), [(shape[:0], rows[:0])]
     for step_number in range(MOST_STEPS):
-        weighted = search.weight[..., None] * basis
-        precision, force = weighted.mT @ basis, combined(left, weighted.mT)
+        distance, force, precision = products[:, 0, 0], products[:, 0, 1:], products[:, 1:, 1:].clone()
         diagonal = precision.diagonal(dim1=-2, dim2=-1)
-        diagonal += 1 + damping[:, None] * diagonal
-        step: Tensor = torch.linalg.solve_ex(precision, force[..., None])[0][..., 0].nan_to_num(0.0, 0.0, 0.0)
+        diagonal += 1.0 + damping[:, None] * diagonal
+        step: Tensor = torch.linalg.solve_ex(precision, force)[0].nan_to_num(0.0, 0.0, 0.0)
         promise, certain = (force * step).sum(1), damping <= CERTAIN_DAMPING
         done = certain & (promise < SETTLED) | (step_number == MOST_STEPS - 1)
         stopped = done | certain & (distance - HOPELESS * promise > search.worst) | (damping > MOST_DAMPING)
@@ -157,73 +160,72 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
         if stopped.any():
             good = done & (distance < search.worst)
             ends.append((shape[good], rows[good]))
-            search = search.of(~stopped)
-            of_going = (t[~stopped] for t in (rows, shape, damping, step, left, basis, distance))
-            rows, shape, damping, step, left, basis, distance = of_going
-        if len(rows) == 0:
-            break
+            going = ~stopped
+            if not going.any():
+                break
+            search = search.of(going)
+            rows, shape, damping, step, products = (t[going] for t in (rows, shape, damping, step, products))
         share = (longest / (step * widths).abs().clamp(min=TINY)).amin(1, keepdim=True).clamp(max=1.0)
         trial = shape + share * step * widths
         trial[:, 0].clamp_(SMALLEST_POWER, LARGEST_POWER)
-        there, slopes = _left_over(search, trial, widths)
-        found = (search.weight * there.square()).sum(1)
-        better = found < distance
+        there = _products(search, trial)
+        better = there[:, 0, 0] < products[:, 0, 0]
         damping = damping * torch.where(better, RELIEF, PENALTY)
-        distance, basis = torch.where(better, found, distance), torch.where(better[:, None, None], slopes, basis)
-        shape, left = (torch.where(better[:, None], *t) for t in ((trial, shape), (there, left)))
+        shape, products = trial.where(better[:, None], shape), there.where(better[:, None, None], products)
     shapes, numbers = (torch.cat(t) for t in zip(*ends, strict=True))
     order = numbers.argsort()
     return shapes[order], numbers[order]
 
 
-def _left_over(search: _Search, shape: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns target less curve `(m, n_bins)`, and the derivatives of the curve that norm and slope do not follow."""
-    weight, curves = search.weight, _curves(search.points.middle.expand_as(search.target), search.center, shape)
-    left, _, slope = _linear_part(curves, search.target, weight)
-    columns = torch.stack([slope * curves.by_power, curves.by_position, curves.by_log_width], -1) * widths
-    share = weight / weight.sum(1, keepdim=True)
-    columns = columns - (share[:, None] @ columns)
+def _products(search: _Search, shape: Tensor) -> Tensor:
+    """Sums over bins, by weight, products of what is left of the target and of the derivatives of the curve.
+
+    Of each is taken what norm and slope do not follow. First the target, then power, position and log of the width in
+    units of their priors, shape `(m, 4, 4)`.
+    """
+    points, share = search.points, search.share
+    curves = _curves(points.middle, points.log_middle - search.center, shape)
     fall = curves.fall - (share * curves.fall).sum(1, keepdim=True)
-    along = ((share * fall)[:, None] @ columns) / (share * fall.square()).sum(1).clamp(min=TINY)[:, None, None]
-    return left, columns - fall[..., None] * along
-
-
-def _linear_part(curves: _Curves, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Finds norm and slope by least squares; returns what is left over `(m, n_bins)`, norm and slope, `(m, 1)`."""
-    share, left = weight / weight.sum(1, keepdim=True), target - curves.rise
-    norm, middle = (share * left).sum(1, keepdim=True), (share * curves.fall).sum(1, keepdim=True)
-    left, fall = left - norm, curves.fall - middle
-    slope = (share * left * fall).sum(1, keepdim=True) / (share * fall.square()).sum(1, keepdim=True).clamp(min=TINY)
-    return left - slope * fall, norm - slope * middle, slope
+    size = (share * fall.square()).sum(1, keepdim=True).clamp(min=TINY).sqrt()
+    linear = torch.stack([torch.ones_like(fall), fall / size], 1)  # orthonormal
+    left = torch.stack([search.target - curves.rise, curves.by_power, curves.by_position, curves.by_log_width], 1)
+    followed = (share[:, None] * left) @ linear.mT
+    left = torch.baddbmm(left, followed, linear, alpha=-1)
+    unit = left.new_tensor((1.0, *WIDTHS[2:])).repeat(len(left), 1)
+    unit[:, 1] *= followed[:, 0, 1] / size[:, 0]  # the slope
+    left = left * unit[..., None]
+    return (search.weight[:, None] * left) @ left.mT
 
 
 def _on_bins(search: _Search, shape: Tensor) -> _Bins:
     """Integrates over bins."""
-    points = search.points
-    curves = _curves(points.middle.expand_as(search.target), search.center, shape)
-    _, norm, slope = _linear_part(curves, search.target, search.weight)
-    at_middle = curves.rise + slope * curves.fall
-    curves = _curves(points.x.expand(len(shape), -1, -1), search.center, shape)
+    points, share = search.points, search.share
+    curves = _curves(points.x, points.log_x - search.center[..., None], shape)  # (m, NODES, n_bins)
+    rise, fall = (t[:, NODES // 2] for t in (curves.rise, curves.fall))
+    # Norm and slope by least squares in the middles of the bins.
+    middle = (share * fall).sum(1, keepdim=True)
+    left, around = search.target - rise, share * (fall - middle)
+    slope = (around * left).sum(1, keepdim=True) / (around * fall).sum(1, keepdim=True).clamp(min=TINY)
+    norm = (share * left).sum(1, keepdim=True) - slope * middle
     values = curves.rise + slope[..., None] * curves.fall + points.log_weights
     log_bins = values.logsumexp(1)
     inside = (values - log_bins[:, None]).exp()
     columns = [curves.fall, slope[..., None] * curves.by_power, curves.by_position, curves.by_log_width]
     slopes = torch.stack([torch.ones_like(log_bins), *((inside * t).sum(1) for t in columns)], -1)
-    basis = slopes * slopes.new_tensor(WIDTHS)
-    return _Bins((norm + log_bins).clamp(*LOG_RATES), basis, log_bins - points.log_widths - at_middle)
+    bending = log_bins - points.log_widths - (rise + slope * fall)
+    return _Bins((norm + log_bins).clamp(*LOG_RATES), slopes * slopes.new_tensor(WIDTHS), bending)
 
 
-def _curves(x: Tensor, center: Tensor, shape: Tensor) -> _Curves:
+def _curves(x: Tensor, from_center: Tensor, shape: Tensor) -> _Curves:
     """Evaluates the parts at points over the last edge, shape `(m, *, n_bins)`.
 
-    With l the log of x over the center, the fall is slope (1 - e^(power l)) / power: whatever the power, it is 0 at the
-    center and has that slope there.
+    With l their log over the center, given beside them, the fall is slope (1 - e^(power l)) / power: whatever the
+    power, it is 0 at the center and has that slope there.
     """
     power, position, log_width = shape.view(len(shape), 3, *[1] * (x.ndim - 1)).unbind(1)
     inverse = (-log_width).exp()
     z = ((x - position) * inverse).clamp(LOWEST, PLATEAU)
     rise, slope = log_turn_on(z)
-    from_center = x.log() - center.view(len(center), *[1] * (x.ndim - 1))
-    grown = (power * from_center).clamp(max=LARGEST_EXPONENT).exp()
-    fall = (1 - grown) / power
-    return _Curves(rise, -slope * inverse, -slope * z, fall, -(grown * from_center + fall) / power)
+    down, grown = -slope, (power * from_center).clamp(max=LARGEST_EXPONENT).exp()
+    fall = (1.0 - grown) / power
+    return _Curves(rise, down * inverse, down * z, fall, torch.addcmul(fall, grown, from_center) / -power)
