@@ -11,6 +11,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
+from specfit.generator import SpectrumGenerator
 from specfit.net import (
     NETS,
     AnyBinningNet,
@@ -397,6 +398,34 @@ def test_learned_basis_believes_a_smooth_spectrum_at_the_start():
     assert_close(weight, torch.full_like(weight, torch.sigmoid(torch.tensor(4.0)).item()), rtol=1e-3, atol=0)
     cosines = torch.cos(torch.outer(torch.linspace(0, torch.pi, N_BINS), torch.arange(6.0)))
     assert_close(basis[0].float(), cosines / torch.arange(1.0, 7.0).sqrt(), rtol=0, atol=0.1)
+
+
+def test_a_prepared_learned_basis_knows_the_spread_of_backgrounds():
+    """Principal components of weighted logs are those of NumPy, and the first fits are several times nearer."""
+    edges = torch.logspace(2.4, 3.4, 31, dtype=torch.float64)
+    generator = SpectrumGenerator(edges, n_backgrounds=(1, 5), total=(2e4, 2e5))
+    backgrounds = generator.sample_background(4000, rng=torch.Generator().manual_seed(1))
+    truth = generator.sample_background(400, rng=torch.Generator().manual_seed(2))
+    counts = torch.poisson(truth, generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(4)
+    net = LearnedBasisNet(30, n_basis=(10, 6), width=41, hidden=32, depth=1)
+    rms = []
+    for prepared in (False, True):
+        if prepared:
+            net.prepare(backgrounds)
+        with torch.inference_mode():
+            first, last = net.stages(counts)
+        rms.append([((fit - truth) / (truth + 1).sqrt()).square().mean().sqrt() for fit in (first, last)])
+    (first_before, last_before), (first, last) = rms
+    assert first < first_before / 2
+    assert last < last_before / 2
+    shape = np.log(backgrounds.double().numpy() + 0.3) - np.log(backgrounds.double().mean(1, keepdim=True).numpy())
+    weight = np.sqrt(backgrounds.double().mean(0).numpy() + 0.3)
+    covariance = np.cov(((shape - shape.mean(0)) * weight).T, bias=True)
+    basis = net.parts[0].basis.bias.detach().double().view(30, 10).numpy() * weight[:, None]
+    largest = np.linalg.eigvalsh(covariance)[::-1][:10]
+    np.testing.assert_allclose(np.diag(basis.T @ basis), largest, rtol=1e-3)
+    np.testing.assert_allclose(np.diag(basis.T @ covariance @ basis), largest**2, rtol=1e-3)
 
 
 def test_dense_net_is_deeper_where_asked():

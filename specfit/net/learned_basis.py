@@ -23,6 +23,7 @@ __all__ = ["LearnedBasisNet"]
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ from specfit.net.pixelize import FlattenHistogramAndNormalize
 from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, posterior_mode
 
 GATE_FEATURES = 64
+# Of what simulated backgrounds differ by, what the first stage leaves to the later ones, before any training.
+LEFT_TO_LATER_STAGES = 0.1
+# Events that are added to a bin for its logarithm.
+FEWEST_EVENTS = 0.3
 
 
 class LearnedBasisNet(CalibratedNet):
@@ -63,6 +68,27 @@ class LearnedBasisNet(CalibratedNet):
             _Stage(n_bins, k, Trunk(n_bins, _pixelize(width, floor=0.5 if i == 0 else 1e-3), hidden, depth), hidden)
             for i, k in enumerate(n_basis)
         )
+
+    @torch.no_grad()
+    def prepare(self, backgrounds: Tensor) -> None:
+        """Starts from the principal components of simulated backgrounds, before any training.
+
+        The first stage then knows the average shape and how others differ from it, the later ones the same on a smaller
+        scale. What counts is what data can tell: bins weigh as the root of the events in them.
+
+        Args:
+            backgrounds: Expected events, shape `(m, n_bins)`, thousands of them.
+        """
+        rate = backgrounds.double()
+        shape = (rate + FEWEST_EVENTS).log() - rate.mean(1, keepdim=True).log()
+        weight = (rate.mean(0) + FEWEST_EVENTS).sqrt()
+        mean = shape.mean(0)
+        _, size, directions = torch.linalg.svd((shape - mean) * weight / math.sqrt(len(shape)), full_matrices=False)
+        components = directions.T * size / weight[:, None]  # (n_bins, n_bins), each as large as its spread
+        for i, part in enumerate(cast("list[_Stage]", list(self.parts))):
+            known = components[:, : part.n_basis] * (LEFT_TO_LATER_STAGES if i else 1.0)
+            part.basis.bias.view(part.n_bins, part.n_basis)[:, : known.shape[1]] = known
+        cast(_Stage, self.parts[0]).mean.bias.copy_(mean)
 
     def stages(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> list[Tensor]:  # noqa: ARG002
         """Computes the background after each stage."""

@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from specfit.errors import InputError
 
 Grid = Literal["linear", "log", "sqrt"]
+# Waves over the grid that the weights of a bin start from, the amplitude of each that of the first over its number.
+WAVES = 6
 GRID_RANGES: dict[str, tuple[float, float]] = {"linear": (0.0, 1.0), "log": (-16.0, 0.0), "sqrt": (0.0, 1.0)}
 
 
@@ -114,7 +116,9 @@ class FlattenHistogramAndNormalize(nn.Module):
 class PixelLinear(nn.Module):
     """A linear layer on the flattened image that never builds the image.
 
-    Equal to `nn.Linear(n_images * n_bins * width, out_features)` on `pixelize(counts).flatten(1)`.
+    Equal to `nn.Linear(n_images * n_bins * width, out_features)` on `pixelize(counts).flatten(1)`. It starts smooth
+    along the grid: to independent weights histograms that hardly differ would have nothing in common, and a net would
+    first have to learn from examples that they do.
 
     Args:
         pixelize: How a histogram becomes an image.
@@ -126,9 +130,12 @@ class PixelLinear(nn.Module):
         super().__init__()
         self.pixelize = pixelize
         n_rows = pixelize.n_images * n_bins
-        self.weight = nn.Parameter(torch.empty(n_rows * pixelize.width, out_features))
+        position = (torch.arange(pixelize.width) + 0.5) / pixelize.width
+        waves = torch.stack([torch.cos(math.pi * k * position) / k for k in range(1, WAVES + 1)])
+        waves /= waves.square().sum(0).mean().sqrt()
+        amplitudes = torch.randn(n_rows, WAVES, out_features) / math.sqrt(n_rows)
+        self.weight = nn.Parameter((waves.T @ amplitudes).flatten(0, 1))  # (n_rows * width, out_features)
         self.bias = nn.Parameter(torch.zeros(out_features))
-        nn.init.normal_(self.weight, std=1 / math.sqrt(2 * n_rows))
         self.register_buffer("row_start", torch.arange(n_rows) * pixelize.width, persistent=False)
         self.row_start: Tensor
 

@@ -29,7 +29,7 @@ LARGEST_STEP, LOG_RATES = 2.0, (-30.0, 30.0)
 LARGEST_LOG_SCALE = 4.0
 # Those that would still move by more standard errors go on to the most steps. What is only read by the next stage of a
 # net need not be as settled as an answer.
-MOST_STEPS, SETTLED, SETTLED_TO_READ = 30, 0.03, 0.1
+MOST_STEPS, SETTLED, SETTLED_TO_READ = 30, 0.003, 0.1
 # Beyond this distance from its mode, in standard errors, a spectrum gives no gradient.
 UNSETTLED = 0.3
 

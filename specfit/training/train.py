@@ -27,11 +27,14 @@ from specfit.checkpoint import IN_A_RUN, Checkpoint, load, save
 from specfit.errors import InputError
 from specfit.generator import SpectrumGenerator, WideGenerator
 from specfit.information_limit import information_limit
-from specfit.net import BackgroundNet, CalibratedNet
+from specfit.net import BackgroundNet, CalibratedNet, LearnedBasisNet
 from specfit.overrides import run_configured
 from specfit.training.calibrate import calibrate
 from specfit.training.calibrate_yields import calibrate_yields
 from specfit.training.datamodule import SpectrumDataModule
+
+# Backgrounds that a learned basis starts from.
+PREPARED_BY = 20_000
 
 
 class Trained(NamedTuple):
@@ -61,6 +64,9 @@ def train(cfg: DictConfig) -> Trained:
     net = _make_net(cfg, data)
     if cfg.start_from:
         net.load_state_dict(_weights_to_start_from(cfg.start_from, net))
+    elif isinstance(net, LearnedBasisNet) and isinstance(data.generator, SpectrumGenerator):
+        rng = torch.Generator().manual_seed(cfg.seed)
+        net.prepare(data.generator.sample_background(PREPARED_BY, rng=rng))
     limit = _limit(data.generator, cfg)
     module = instantiate(cfg.module)(net, limit=limit)
 

@@ -28,8 +28,9 @@ from specfit.net.forms.task import Fitted, Task
 from specfit.net.posterior import combined, gaussian_prediction, posterior_mode, precision_cholesky
 from specfit.net.smooth import DISAGREEING, Described, describe
 
-# What a parameter has to gain in deviance; a function must save at least so many of them, and needs so many bins.
-PRICE, LEAST_SAVING, FEWEST_BINS = 6.0, 0.5, 10
+# What a parameter has to gain in deviance; a function must save at least so many of them, and needs so many bins. A net
+# that uses no more parameters than the last leaves nothing to gain.
+PRICE, LEAST_SAVING, FEWEST_BINS, FEWEST_OF_NET = 6.0, 0.5, 10, 3.5
 # Shares of the net's own directions that are tried, and what counts for the errors at least.
 SHARES, LEAST_SHARE_OF_ERROR = (0.0, 0.1, 0.2, 0.4, 0.8), 0.15
 # Added to the log evidence of no deviation from a turn-on.
@@ -55,7 +56,7 @@ def with_functional_form(
     """
     model, log_rate, description = described
     seen = (~mask).to(data)
-    possible = (description.p_value > DISAGREEING) & (description.n_parameters > falls.PARAMETERS + LEAST_SAVING)
+    possible = (description.p_value > DISAGREEING) & (description.n_parameters > FEWEST_OF_NET)
     possible &= (description.n_seen >= FEWEST_BINS) & (edges[:, 0] >= 0)
     rows = possible.nonzero()[:, 0]
     if len(rows) == 0:
@@ -90,7 +91,9 @@ def _chosen(plan: Plan, task: Task, deviance: Tensor, n_parameters: Tensor) -> t
     best = Fitted(log_rate.clone(), log_rate.new_zeros(*log_rate.shape, turn_on.PARAMETERS), deviance.clone())
     trust, chosen = torch.zeros_like(least), torch.zeros_like(least, dtype=torch.bool)
     functions = [(one, 0.0) for one in falls.fit_falls(plan, task)]
-    functions.append((turn_on.fit_turn_on(plan, task), TRUST_IN_TURN_ON))
+    # Where few parameters serve, one of the falls does.
+    allowed = task.allowed.masked_fill(n_parameters < falls.PARAMETERS + LEAST_SAVING, -torch.inf)
+    functions.append((turn_on.fit_turn_on(plan, task._replace(allowed=allowed)), TRUST_IN_TURN_ON))
     for one, trusted in functions:
         if not (one.deviance < least).any():
             continue

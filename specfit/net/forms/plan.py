@@ -99,7 +99,7 @@ def _falls(x: Tensor) -> Tensor:
     u = x.flatten(1)
     log_u, one = u.log(), torch.ones_like(u)
     dijet = torch.log1p(-u / END_OF_DIJET)
-    kinds = ((u, u**2, u**3), (log_u, log_u**2, log_u**3), (log_u, u, u**2), (log_u, log_u**2, dijet))
+    kinds = ((u, u**2, u**3), (log_u, log_u**2, log_u**3), (log_u, u, u**2), (dijet, log_u, log_u**2))
     terms = torch.stack([torch.stack([one, *kind], 1) for kind in kinds], 1)  # (r, f, 4, NODES n_bins)
     # The terms of a function are almost the same curve.
     orthonormal: Tensor = torch.linalg.qr(terms.mT)[0].mT * u.shape[1] ** 0.5
