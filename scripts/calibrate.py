@@ -1,10 +1,10 @@
 """Calibrates the errors of a trained net again, on spectra sampled as in its training, and writes it back.
 
-A training ends with these steps; this is for a checkpoint from before them, or for more spectra. The background that
-the net answers stays as it is; its errors, its sense of novelty and the errors of signals fitted beside its backgrounds
-are learned anew, with --yields only the last. The checkpoint is replaced in one step, in the precision that it has,
-and its card says what was done. Figures of a shipped net are of its old errors then: unless it was --yields they are
-taken out of the card, and scripts/ship.py measures them again.
+A training ends with these steps; this is for a checkpoint from before them, or for more spectra. The weights of the net
+stay as they are; its errors, the mean pulls that are taken off its backgrounds, its sense of novelty and the errors of
+signals fitted beside them are learned anew, with --yields only the last. The checkpoint is replaced in one step, in the
+precision that it has, and its card says what was done. Figures of a shipped net are of its old calibration then: unless
+it was --yields they are taken out of the card, and scripts/ship.py measures them again.
 
     python scripts/calibrate.py runs/reference
     python scripts/calibrate.py checkpoints/reference.safetensors --size 20000

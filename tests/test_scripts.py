@@ -68,6 +68,8 @@ def test_evaluate_counts_what_a_perfect_and_a_shifted_fit_would_give(script):
     assert figures["rms"] == pytest.approx((14 / 4) ** 0.5)
     assert figures["bias"] == pytest.approx(0.5)
     assert figures["largest_bias"] == pytest.approx(2.0)
+    sums = evaluate._sums(residual, residual, used)
+    assert evaluate._largest_bias(sums[1], sums[0], regions=2) == pytest.approx(0.5)  # of (1 - 2 + 3 + 0) / 4
     assert figures["pull_width"] == pytest.approx((14 / 4 - 0.25) ** 0.5)
     assert figures["coverage_68"] == pytest.approx(1 / 4)
     assert figures["coverage_95"] == pytest.approx(1 / 2)
@@ -87,7 +89,7 @@ def test_evaluate_writes_its_figures(script, json_of, run_folder, capsys):
         assert row["rms_over_limit"] == pytest.approx(row["rms"] / row["limit"])
         assert 0 <= row["coverage_68"] <= row["coverage_95"] <= 1 - row["beyond_5"]
         assert row["rms"] >= abs(row["bias"])
-        assert row["largest_bias"] >= abs(row["bias"])
+        assert row["largest_bias"] >= row["region_bias"] >= abs(row["bias"])
     assert "rms_over_limit" in capsys.readouterr().out
 
 
@@ -174,7 +176,7 @@ def test_calibrate_changes_the_errors_and_nothing_else(script, json_of, small_ne
     assert checkpoint.is_half(path) is half
     for name, tensor in before.net.state_dict().items():
         same = torch.equal(after.net.state_dict()[name], tensor)
-        assert same or name.startswith(("error_scale.", "yield_scale.", "novelty."))
+        assert same or name.startswith(("error_scale.", "yield_scale.", "novelty.", "offset"))
         scaled += not same
     assert scaled > 5
     assert after.card["config"] == before.card["config"]

@@ -5,7 +5,8 @@ data decided; not on how well the fit describes them, or a signal would widen th
 posterior of a learned basis knows what the data leave open; it does not know by how much the net's mean and basis miss
 the truth, and that is what the factor adds. All correlations stay as they are. `YieldScale` does the same for the yield
 of a signal fitted beside the background (`specfit.signal.yield_error` says what it depends on). `Novelty` measures how
-far the net's own features of a spectrum lie from those of simulated ones.
+far the net's own features of a spectrum lie from those of simulated ones. From the background of a net for one binning
+the mean pull of each bin is taken off, some hundredths of an error, so that no bin is biased on average.
 
 All are learned after the training (`specfit.training.calibrate`, `calibrate_yields`), and are part of the net's
 weights. Untrained they change nothing.
@@ -134,7 +135,10 @@ class CalibratedNet(BackgroundNet):
     def __init__(self, n_bins: int | None, *, n_features: int, arguments: dict[str, Any]) -> None:
         super().__init__(n_bins, keeps_total=False, arguments=arguments)
         self.error_scale, self.yield_scale, self.novelty = ErrorScale(), YieldScale(), Novelty(n_features)
-        self.register_load_state_dict_pre_hook(_without_yield_scale)  # type: ignore[no-untyped-call]
+        self.register_buffer("offset", None if n_bins is None else torch.zeros(n_bins))
+        self.offset: Tensor | None
+        """Mean pull of each bin, shape `(n_bins,)`; None for any binning."""
+        self.register_load_state_dict_pre_hook(_from_before)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def fitted(
@@ -151,13 +155,17 @@ class CalibratedNet(BackgroundNet):
         return self.fitted(counts, edges=edges, mask=mask)[0]
 
     def calibrated(self, model: LocalModel, log_rate: Tensor, mask: Tensor | None) -> Prediction:
-        """Computes the prediction at an estimate near the mode of a local model, errors scaled, with its novelty."""
+        """Computes the prediction at an estimate near the mode of a local model, calibrated, with its novelty."""
         raw = gaussian_prediction(log_rate, model.basis, model.weight)
         scaled: Prediction = self.error_scale(raw, mask)
+        if self.offset is not None:
+            relative_error = scaled.factor.square().sum(-1).sqrt() / scaled.background
+            scaled = scaled._replace(background=scaled.background * (-self.offset * relative_error).exp())
         return scaled._replace(novelty=self.novelty(model.features).double())
 
 
-def _without_yield_scale(net: CalibratedNet, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Lets weights from before there was a scale of yields be read: it changes nothing then."""
-    for name, tensor in net.yield_scale.state_dict(prefix=f"{prefix}yield_scale.").items():
-        weights.setdefault(name, torch.zeros_like(tensor))
+def _from_before(net: CalibratedNet, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Lets weights be read from before there were a scale of yields and an offset: they change nothing then."""
+    for name, tensor in net.state_dict(prefix=prefix).items():
+        if name.startswith((f"{prefix}yield_scale.", f"{prefix}offset")):
+            weights.setdefault(name, torch.zeros_like(tensor))

@@ -13,7 +13,7 @@ from torch import Tensor
 from specfit.generator import Batch, SpectrumGenerator, WideGenerator
 from specfit.guard import LEAST_P_VALUE
 from specfit.information_limit import USED_ABOVE
-from specfit.net import BackgroundNet
+from specfit.net import BackgroundNet, Prediction
 from specfit.net.error_scale import CalibratedNet, ErrorScale
 from specfit.randomness import independent_rng
 from specfit.significance import deviance_p_value, poisson_deviance
@@ -42,7 +42,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, *, size: int, seed: int) -> Calibration:
-    """Learns the net's error scale and its novelty from pure backgrounds.
+    """Learns the net's error scale, the mean pull of its bins and its novelty from pure backgrounds.
 
     The factor on a bin's error is learned so that, whatever it depends on, 68.27 % of the pulls lie within one error
     and 95 % within 1.96; where their distribution is not normal it lies between what the two ask for. Spectra that a
@@ -58,10 +58,14 @@ def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, 
     pure = generator.without_signal()
     batches = [pure.sample(BATCH, rng=independent_rng((seed, 0, i))) for i in range(-(-size // BATCH))]
     net.error_scale.load_state_dict(untrained(ErrorScale, seed=seed).state_dict())
+    if net.offset is not None:
+        net.offset.zero_()
     features, pulls = (torch.cat(parts) for parts in zip(*(_bins(net, batch) for batch in batches), strict=True))
     before = _width(pulls)
     sizes = {"steps": STEPS, "rows_a_step": BINS_A_STEP}
     learn_log_factor(net.error_scale, features, pulls, loss=_of_coverage, **sizes, rng=independent_rng((seed, 1)))
+    if net.offset is not None:
+        net.offset.copy_(_mean_pulls(net, batches))
     # Signals belong to what a spectrum may look like.
     shown = [generator.sample(BATCH, rng=independent_rng((seed, 2, i))) for i in range(len(batches))]
     net.novelty.learn(torch.cat([_features(net, batch) for batch in shown]), quantile=SIMULATED_QUANTILE)
@@ -74,9 +78,28 @@ def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, 
 @torch.no_grad()
 def _bins(net: BackgroundNet, batch: Batch) -> tuple[Tensor, Tensor]:
     """Returns the features and the pulls of all used bins, shapes `(n, n_features)` and `(n,)`."""
-    prediction = net.predict(batch.counts, edges=batch.edges, mask=batch.mask)
+    prediction, pulls, used = _pulls(net, batch)
     of_spectrum, of_bin = ErrorScale.features(prediction, batch.mask)
     features = torch.cat([of_spectrum[:, None].expand(*of_bin.shape[:2], -1), of_bin], -1)
+    return features[used], pulls[used].float()
+
+
+@torch.no_grad()
+def _mean_pulls(net: BackgroundNet, batches: list[Batch]) -> Tensor:
+    """Averages the pulls of each bin so that no bias is left in statistical errors, `(n_bins,)`; 0 for unused bins."""
+    bias, unit = torch.zeros(2, batches[0].counts.shape[1], dtype=torch.float64)
+    for batch in batches:
+        prediction, pulls, used = _pulls(net, batch)
+        error = prediction.factor.square().sum(-1).sqrt() / batch.background.sqrt()
+        bias += torch.where(used, error * pulls.clamp(-LARGEST_PULL, LARGEST_PULL), 0.0).sum(0)
+        unit += torch.where(used, error, 0.0).sum(0)
+    mean: Tensor = bias / unit.clamp(min=SMALLEST_PULL)
+    return mean
+
+
+def _pulls(net: BackgroundNet, batch: Batch) -> tuple[Prediction, Tensor, Tensor]:
+    """Returns the prediction, its pulls and which bins are used, both `(m, n_bins)`."""
+    prediction = net.predict(batch.counts, edges=batch.edges, mask=batch.mask)
     error = prediction.factor.square().sum(-1).sqrt()
     pulls = (prediction.background - batch.background) / error
     seen = torch.ones_like(pulls) if batch.mask is None else (~batch.mask).to(pulls)
@@ -85,8 +108,7 @@ def _bins(net: BackgroundNet, batch: Batch) -> tuple[Tensor, Tensor]:
     described = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
     # Of a net that describes nothing yet everything counts.
     described |= ~described.any()
-    used = (batch.background > USED_ABOVE) & described[:, None]
-    return features[used], pulls[used].float()
+    return prediction, pulls, (batch.background > USED_ABOVE) & described[:, None]
 
 
 def _width(pulls: Tensor) -> float:
