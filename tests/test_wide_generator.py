@@ -122,3 +122,14 @@ def test_one_seed_is_one_stream():
 def test_refuses_what_cannot_be_sampled(arguments, message):
     with pytest.raises(InputError, match=message):
         WideGenerator(**arguments)
+
+
+def test_without_emphasis_every_batch_is_of_the_prior():
+    emphasis = WideGenerator(families={"dijet": 1.0}, n_bins=(9, 9))
+    generator = WideGenerator(n_bins=(20, 20), emphasis=emphasis, emphasized=1.0)
+    sizes = [
+        g.sample(4, rng=torch.Generator().manual_seed(1)).counts.shape[1]
+        for g in (generator, generator.without_emphasis())
+    ]
+    assert sizes == [9, 20]
+    assert generator.emphasis is emphasis

@@ -89,6 +89,12 @@ class WideGenerator:
         pure.emphasis = None if self.emphasis is None else self.emphasis.without_signal()
         return pure
 
+    def without_emphasis(self) -> WideGenerator:
+        """Returns the same generator without batches from another."""
+        plain = copy.copy(self)
+        plain.emphasis = None
+        return plain
+
     def sample(self, size: int, *, rng: torch.Generator) -> Batch:
         """Draws `size` spectra of one number of bins on the device of `rng`, float64."""
         if self.emphasis is not None and float(torch.rand(1, generator=rng, device=rng.device)) < self.emphasized:

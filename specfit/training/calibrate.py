@@ -55,7 +55,9 @@ def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, 
         seed: Decides the spectra and the first weights of the scale.
     """
     net.eval()
-    pure = generator.without_signal()
+    # What is emphasised is hard to learn, not likely.
+    prior = generator.without_emphasis() if isinstance(generator, WideGenerator) else generator
+    pure = prior.without_signal()
     batches = [pure.sample(BATCH, rng=independent_rng((seed, 0, i))) for i in range(-(-size // BATCH))]
     net.error_scale.load_state_dict(untrained(ErrorScale, seed=seed).state_dict())
     if net.offset is not None:

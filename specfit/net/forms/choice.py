@@ -26,7 +26,7 @@ from specfit.net.forms import falls, turn_on
 from specfit.net.forms.plan import Plan, plan_of
 from specfit.net.forms.task import Fitted, Task
 from specfit.net.posterior import combined, gaussian_prediction, posterior_mode, precision_cholesky
-from specfit.net.smooth import DISAGREEING, Described, describe
+from specfit.net.smooth import DESCRIBED, DISAGREEING, Described, describe
 
 # What a parameter has to gain in deviance; a function must save at least so many of them, and needs so many bins. A net
 # that uses no more parameters than the last leaves nothing to gain.
@@ -72,7 +72,9 @@ def with_functional_form(
     share = _share_of_deviations(mode, own, learned, data, seen, trust=trust)[:, None, None]
     plausible = torch.cat([share * learned, own], -1)
     found = posterior_mode(mode, plausible, data, weight=seen)
-    good = describe(found, plausible, data, seen).p_value > DISAGREEING
+    # Nor may it spoil a description: what is saved is not worth that.
+    described_by_net = description.p_value[rows].clamp(max=DESCRIBED)
+    good = describe(found, plausible, data, seen).p_value > described_by_net
     rows, mode, own, learned, share, found = (t[good] for t in (rows, mode, own, learned, share, found))
     log_mean, basis, log_rate = model.log_mean.clone(), model.basis.clone(), log_rate.clone()
     log_mean[rows], basis[rows], log_rate[rows] = mode, 0.0, found
