@@ -70,7 +70,7 @@ def test_a_turn_on_is_fitted_as_well_as_by_many_starts(net):
     excess = fit.deviance - poisson_deviance(counts, best.background).sum(-1)
     assert fit.deviance.isfinite().double().mean() > 0.95  # of a thousand the search gives up eight
     assert excess.median() < 0.1
-    assert excess.quantile(0.9) < 1.0
+    assert excess.quantile(0.9) < 2.0  # a third of what a parameter has to gain
 
 
 def test_the_derivatives_of_a_turn_on_are_those_of_its_rate():
