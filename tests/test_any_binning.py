@@ -173,7 +173,7 @@ def test_a_generic_basis_describes_what_the_learned_one_does_not():
     error, before = (
         ((b - truth) / truth.clamp(min=1).sqrt()).square().mean(1).sqrt() for b in (log_rate.exp(), without)
     )
-    assert error.quantile(0.9) < 0.8 * before.quantile(0.9)
+    assert error.quantile(0.9) < 0.7 * before.quantile(0.9)
     assert error.median() < 1.1 * before.median()
     asked = (model.basis[..., net.n_basis :] != 0).any((1, 2))
     assert 0.02 < asked.double().mean() < 0.5

@@ -68,9 +68,9 @@ def test_a_turn_on_is_fitted_as_well_as_by_many_starts(net):
     ranges = ErfExpRanges(rho=(0.2, 2.5), alpha=(2.0, 2000.0), mu=(150.0, 450.0), sigma=(3.0, 90.0))
     best = functional_fit_many(counts, EDGES, function=ErfExpSum(1, ranges)).fit
     excess = fit.deviance - poisson_deviance(counts, best.background).sum(-1)
-    assert fit.deviance.isfinite().double().mean() > 0.95  # of a thousand the search gives up eight
+    assert fit.deviance.isfinite().all()
     assert excess.median() < 0.1
-    assert excess.quantile(0.9) < 2.0  # a third of what a parameter has to gain
+    assert excess.quantile(0.9) < 1.0
 
 
 def test_the_derivatives_of_a_turn_on_are_those_of_its_rate():

@@ -163,10 +163,11 @@ def test_pixel_linear_is_a_linear_layer_on_the_image(spectra, grid, n_sigma):
     assert_close(counts.grad, same_counts.grad)
 
 
-def test_pixel_linear_starts_smooth_along_the_grid_and_as_large_as_a_linear_layer():
+def test_pixel_linear_can_start_smooth_along_the_grid_and_as_large_as_a_linear_layer():
     """Against the variance of independent weights of spread 1 / sqrt(2 n_bins): two pixels of each bin are active."""
     torch.manual_seed(5)
     layer = PixelLinear(FlattenHistogramAndNormalize(width=101, grid="log"), 50, 300)
+    layer.start_smooth()
     weight = layer.weight.detach().unflatten(0, (50, 101))
     assert weight.diff(dim=1).square().mean() < 0.02 * weight.square().mean()
     assert weight.square().mean().item() == pytest.approx(1 / 50, rel=0.05)

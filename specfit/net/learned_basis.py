@@ -71,7 +71,7 @@ class LearnedBasisNet(CalibratedNet):
 
     @torch.no_grad()
     def prepare(self, backgrounds: Tensor) -> None:
-        """Starts from the principal components of simulated backgrounds, before any training.
+        """Starts from the principal components of simulated backgrounds and smooth pixels, before any training.
 
         The first stage then knows the average shape and how others differ from it, the later ones the same on a smaller
         scale. What counts is what data can tell: bins weigh as the root of the events in them.
@@ -86,6 +86,7 @@ class LearnedBasisNet(CalibratedNet):
         _, size, directions = torch.linalg.svd((shape - mean) * weight / math.sqrt(len(shape)), full_matrices=False)
         components = directions.T * size / weight[:, None]  # (n_bins, n_bins), each as large as its spread
         for i, part in enumerate(cast("list[_Stage]", list(self.parts))):
+            part.trunk.pixels.start_smooth()
             known = components[:, : part.n_basis] * (LEFT_TO_LATER_STAGES if i else 1.0)
             part.basis.bias.view(part.n_bins, part.n_basis)[:, : known.shape[1]] = known
         cast(_Stage, self.parts[0]).mean.bias.copy_(mean)

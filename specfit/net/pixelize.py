@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from specfit.errors import InputError
 
 Grid = Literal["linear", "log", "sqrt"]
-# Waves over the grid that the weights of a bin start from, the amplitude of each that of the first over its number.
+# Waves over the grid that smooth weights of a bin start from, the amplitude of each that of the first over its number.
 WAVES = 6
 GRID_RANGES: dict[str, tuple[float, float]] = {"linear": (0.0, 1.0), "log": (-16.0, 0.0), "sqrt": (0.0, 1.0)}
 
@@ -116,9 +116,7 @@ class FlattenHistogramAndNormalize(nn.Module):
 class PixelLinear(nn.Module):
     """A linear layer on the flattened image that never builds the image.
 
-    Equal to `nn.Linear(n_images * n_bins * width, out_features)` on `pixelize(counts).flatten(1)`. It starts smooth
-    along the grid: to independent weights histograms that hardly differ would have nothing in common, and a net would
-    first have to learn from examples that they do.
+    Equal to `nn.Linear(n_images * n_bins * width, out_features)` on `pixelize(counts).flatten(1)`.
 
     Args:
         pixelize: How a histogram becomes an image.
@@ -130,14 +128,26 @@ class PixelLinear(nn.Module):
         super().__init__()
         self.pixelize = pixelize
         n_rows = pixelize.n_images * n_bins
-        position = (torch.arange(pixelize.width) + 0.5) / pixelize.width
+        self.weight = nn.Parameter(torch.empty(n_rows * pixelize.width, out_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        nn.init.normal_(self.weight, std=1 / math.sqrt(2 * n_rows))
+        self.register_buffer("row_start", torch.arange(n_rows) * pixelize.width, persistent=False)
+        self.row_start: Tensor
+
+    @torch.no_grad()
+    def start_smooth(self) -> None:
+        """Starts from weights that are smooth along the grid, waves of random amplitude.
+
+        To independent weights histograms that hardly differ have nothing in common, and a net first has to learn from
+        examples that they do.
+        """
+        width, out_features = self.pixelize.width, self.weight.shape[1]
+        n_rows = len(self.weight) // width
+        position = (torch.arange(width) + 0.5) / width
         waves = torch.stack([torch.cos(math.pi * k * position) / k for k in range(1, WAVES + 1)])
         waves /= waves.square().sum(0).mean().sqrt()
         amplitudes = torch.randn(n_rows, WAVES, out_features) / math.sqrt(n_rows)
-        self.weight = nn.Parameter((waves.T @ amplitudes).flatten(0, 1))  # (n_rows * width, out_features)
-        self.bias = nn.Parameter(torch.zeros(out_features))
-        self.register_buffer("row_start", torch.arange(n_rows) * pixelize.width, persistent=False)
-        self.row_start: Tensor
+        self.weight.copy_((waves.T @ amplitudes).flatten(0, 1))
 
     def forward(self, counts: Tensor) -> Tensor:
         """Maps counts of shape `(m, n_bins)` to features of shape `(m, out_features)`."""
