@@ -93,7 +93,7 @@ def test_calibration_makes_pulls_as_wide_as_their_errors(batch):
 
 def test_an_untrained_scale_changes_nothing(net, batch):
     prediction = net.predict(batch.counts, edges=batch.edges)
-    scaled = ErrorScale()(prediction, None)
+    scaled = ErrorScale()(prediction, torch.ones(len(batch.counts)), None)
     assert torch.equal(scaled.factor, prediction.factor)
 
 
@@ -164,7 +164,7 @@ def test_a_generic_basis_describes_what_the_learned_one_does_not():
     """At 1e8 events and more it brings the worst fits nearer to the truth, and costs the others nothing."""
     net = SpectrumFitter.from_checkpoint("any_binning").net
     batch = WideGenerator(n_bins=(40, 40), total=(1e8, 1e10), signal=0.0, masked=0.0).sample(
-        128, rng=torch.Generator().manual_seed(1)
+        512, rng=torch.Generator().manual_seed(1)
     )
     counts, truth = batch.counts.double(), batch.background.double()
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_a_net_that_distrusts_nearly_all_data_is_asked_for_wider_shapes(distrust
     data = torch.poisson(truth, generator=torch.Generator().manual_seed(1))
     believed = torch.full_like(data, 0.1) if distrusted == "nearly all" else torch.ones_like(data)
     believed[:, 40:45] = 0.1
-    model = LocalModel((14 - 2 * x)[None], (0.0003 * wave)[None, :, None], believed, torch.zeros(1, 4))
+    model = LocalModel((14 - 2 * x)[None], (0.0003 * wave)[None, :, None], believed, torch.zeros(1, 4), torch.ones(1))
     nothing = torch.zeros_like(data).bool()
     answer, log_rate, *_ = with_generic_basis(model, model.log_mean, data, torch.zeros_like(data), mask=nothing)
     deviance = poisson_deviance(data, log_rate.exp()).sum()

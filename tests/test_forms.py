@@ -73,6 +73,22 @@ def test_a_turn_on_is_fitted_as_well_as_by_many_starts(net):
     assert excess.quantile(0.9) < 1.0
 
 
+def test_a_turn_on_does_not_depend_on_how_well_the_net_knew(net):
+    """From answers that waves of two standard errors spoil the same function is found."""
+    batch = SpectrumGenerator(EDGES, n_backgrounds=1, total=(3e4, 1e5)).sample(96, rng=torch.Generator().manual_seed(6))
+    counts = batch.counts.double()
+    with torch.inference_mode():
+        described = net.described(counts, edges=EDGES)
+        wave = torch.cos(torch.linspace(0, 3 * torch.pi, 50).double())
+        spoiled = described.log_rate + wave * (described.log_rate.exp() + 1).rsqrt() * 2
+        one, other = (asked(turn_on.fit_turn_on, log_rate, counts, EDGES) for log_rate in (described.log_rate, spoiled))
+    net_too = described.description.n_parameters > 4.5  # others have a fall alone
+    assert deviance_of(counts, spoiled).median() > deviance_of(counts, described.log_rate).median() + 30
+    difference = (other.deviance - one.deviance)[net_too]
+    assert difference.isfinite().double().mean() > 0.97
+    assert difference.abs().nan_to_num(0.0).quantile(0.9) < 0.5
+
+
 def test_the_derivatives_of_a_turn_on_are_those_of_its_rate():
     """All five, against differences of the rate."""
     shape = torch.tensor([[0.9, 0.12, -4.6], [1.6, 0.13, -4.2], [0.4, 0.10, -5.0]]).double()
@@ -192,6 +208,15 @@ def test_spectra_of_one_component_come_nearer_to_the_truth(net, monkeypatch):
     assert gain < 0.96 * rms(fitted(net, batch.counts.double(), EDGES)[2], truth) / rms(described.log_rate, truth)
     assert (log_rate != described.log_rate).any(1).double().mean() > 0.8
     assert torch.equal(model.weight, described.model.weight)
+
+
+def test_errors_are_as_wide_beside_a_turn_on_as_beside_none(net):
+    """The calibration knows where a function stands: pulls of single components were 0.85 wide without that."""
+    batch = SpectrumGenerator(EDGES, n_backgrounds=1).sample(400, rng=torch.Generator().manual_seed(10))
+    prediction = net.predict(batch.counts, edges=EDGES)
+    truth = batch.background.double()
+    pull = ((prediction.background - truth) / prediction.factor.square().sum(-1).sqrt())[truth > 0.5]
+    assert pull.clamp(-6, 6).square().mean().sqrt() == pytest.approx(1, abs=0.1)
 
 
 def test_spectra_of_many_components_are_left_to_the_net(net):

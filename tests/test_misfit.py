@@ -22,7 +22,7 @@ def factors(counts, weight=None):
     m = len(counts)
     mean, basis, templates = MEAN.expand(m, -1), BASIS.expand(m, -1, -1), SIGNAL.expand(m, 1, -1)
     fit = fit_jointly(counts, mean, basis, templates, weight=weight)
-    return misfit(fit, LocalModel(mean, basis, weight, counts[:, :0]), weight), fit
+    return misfit(fit, LocalModel(mean, basis, weight, counts[:, :0], counts[:, 0]), weight), fit
 
 
 @pytest.mark.parametrize("ndf", [3, 10, 45, 200])

@@ -22,7 +22,7 @@ def local_model(size, *, events, belief=1.0):
     """A falling spectrum that may bend in three directions."""
     log_mean = (np.log(events) - 1.5 * X).expand(size, -1)
     weight = torch.full((size, 24), belief, dtype=torch.float64)
-    return LocalModel(log_mean, SHAPE.expand(size, -1, -1), weight, torch.zeros(size, 1))
+    return LocalModel(log_mean, SHAPE.expand(size, -1, -1), weight, torch.zeros(size, 1), torch.ones(size))
 
 
 def scores(counts, model, *, weight=None, hypotheses=None):

@@ -37,7 +37,7 @@ def rows_of(counts, background, templates, *, basis=None, masked=(), widening=1.
     weight[:, list(masked)] = 0.0
     without = fit_jointly(data, mean, basis, columns[:, 1:], weight=weight)
     fit = fit_jointly(data, mean, basis, columns, weight=weight)
-    model = LocalModel(mean, basis, weight, torch.zeros(1, 1))
+    model = LocalModel(mean, basis, weight, torch.zeros(1, 1), torch.ones(1))
     widening, misfit = torch.full((2, 1), widening, dtype=torch.float64)
     return Rows(data, columns, model, fit, without, widening, misfit, data[:, :0]), weight
 

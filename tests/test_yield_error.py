@@ -162,7 +162,7 @@ def test_a_signal_does_not_widen_the_error_that_it_is_judged_by(known):
     assert factor[1] < 1.1 * factor[0]
 
 
-def test_a_checkpoint_from_before_there_were_a_scale_of_yields_and_an_offset_is_read(tmp_path):
+def test_a_checkpoint_from_before_there_were_some_parts_of_the_calibration_is_read(tmp_path):
     net = LearnedBasisNet(8, n_basis=(3, 2), width=5, hidden=8, depth=1)
     path = checkpoint.save(
         checkpoint.Checkpoint(net, specfit.io.parse_edges("250:3000:8:log"), {}), tmp_path / "old.safetensors"
@@ -170,8 +170,13 @@ def test_a_checkpoint_from_before_there_were_a_scale_of_yields_and_an_offset_is_
     header, weights = specfit.io.tensors.read_tensors(path)
     old = {name: tensor for name, tensor in weights.items() if not name.startswith(("yield_scale.", "offset"))}
     assert len(old) < len(weights) - 1
+    first = "error_scale.log_factor.0.weight"
+    old[first] = torch.cat([old[first][:, :3], old[first][:, 4:]], 1)  # without the share of a function
     specfit.io.tensors.write_tensors(path, header, old)
     assert digest(checkpoint.load(path).net.state_dict()) == digest(checkpoint.load(path).net.state_dict())
     loaded = checkpoint.load(path).net
     assert torch.equal(loaded.yield_scale(torch.ones(1, N_OF_YIELD)), torch.ones(1, dtype=torch.float64))
     assert torch.equal(loaded.offset, torch.zeros(8))
+    kept = loaded.error_scale.state_dict()["log_factor.0.weight"]
+    assert torch.equal(kept[:, [0, 1, 2, 4, 5, 6, 7]], old[first])
+    assert not kept[:, 3].any()

@@ -125,7 +125,7 @@ class AnyBinningNet(CalibratedNet):
             )
             coarse, fine = self.mean(tokens).unbind(-1)
             log_mean = log_rates[-1] + coarse + fine * _smallest_visible(log_rates[-1])
-            models.append(LocalModel(log_mean, basis, weight, features))
+            models.append(LocalModel(log_mean, basis, weight, features, torch.ones_like(data[:, 0])))
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight, settled=settled, near=log_rates[-1]))
         return log_rates[1:], models[-1]
 

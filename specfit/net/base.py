@@ -40,6 +40,9 @@ class LocalModel(NamedTuple):
     """How far each bin is believed, from 0 to 1, shape `(m, n_bins)`; masked bins 0."""
     features: Tensor
     """What the net made of the spectrum before it answered, shape `(m, n_features)`."""
+    own_share: Tensor
+    """How much of what it holds for plausible the spectrum needs beside a function of few parameters, shape `(m,)`; 1
+    where none is in its place."""
 
 
 class BackgroundNet(nn.Module, ABC):

@@ -1,12 +1,13 @@
 r"""What simulation teaches about a net after its training: how far its errors are off, and what it has never seen.
 
-`ErrorScale` multiplies the error of each bin by a factor that depends on how many events there are and how much the
-data decided; not on how well the fit describes them, or a signal would widen the very error that it is judged by. The
-posterior of a learned basis knows what the data leave open; it does not know by how much the net's mean and basis miss
-the truth, and that is what the factor adds. All correlations stay as they are. `YieldScale` does the same for the yield
-of a signal fitted beside the background (`specfit.signal.yield_error` says what it depends on). `Novelty` measures how
-far the net's own features of a spectrum lie from those of simulated ones. From the background of a net for one binning
-the mean pull of each bin is taken off, some hundredths of an error, so that no bin is biased on average.
+`ErrorScale` multiplies the error of each bin by a factor that depends on how many events there are, how much the data
+decided and whether a function stands in the place of the net's mean; not on how well the fit describes them, or a
+signal would widen the very error that it is judged by. The posterior of a learned basis knows what the data leave open;
+it does not know by how much the net's mean and basis miss the truth, and that is what the factor adds. All correlations
+stay as they are. `YieldScale` does the same for the yield of a signal fitted beside the background
+(`specfit.signal.yield_error` says what it depends on). `Novelty` measures how far the net's own features of a spectrum
+lie from those of simulated ones. From the background of a net for one binning the mean pull of each bin is taken off,
+some hundredths of an error, so that no bin is biased on average.
 
 All are learned after the training (`specfit.training.calibrate`, `calibrate_yields`), and are part of the net's
 weights. Untrained they change nothing.
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from specfit.net.base import BackgroundNet, LocalModel, Prediction
 from specfit.net.posterior import gaussian_prediction
 
-N_OF_SPECTRUM, N_OF_BIN, HIDDEN = 3, 4, 24
+N_OF_SPECTRUM, N_OF_BIN, HIDDEN = 4, 4, 24
 N_OF_YIELD = 14
 """Features that the factor on the error of a yield depends on."""
 # The log of the factor on the error of a yield; it is never below 0: no error is made smaller than its fit says.
@@ -44,10 +45,10 @@ class ErrorScale(nn.Module):
         self.log_factor = nn.Sequential(nn.Linear(N_OF_SPECTRUM + N_OF_BIN, HIDDEN), nn.GELU(), last)
         self.requires_grad_(False)  # the training of the net does not touch it
 
-    def forward(self, prediction: Prediction, mask: Tensor | None) -> Prediction:
-        """Scales the error of a prediction."""
+    def forward(self, prediction: Prediction, own_share: Tensor, mask: Tensor | None) -> Prediction:
+        """Scales the error of a prediction by a local model with this share of its own, `(m,)`."""
         first, last = cast(nn.Linear, self.log_factor[0]), self.log_factor[2]
-        of_spectrum, of_bin = self.features(prediction, mask)
+        of_spectrum, of_bin = self.features(prediction, own_share, mask)
         n = of_spectrum.shape[-1]
         # The first layer on both kinds of features, without repeating those of the spectrum in every bin.
         hidden = nn.functional.linear(of_bin, first.weight[:, n:])  # (m, n_bins, HIDDEN)
@@ -56,17 +57,17 @@ class ErrorScale(nn.Module):
         return prediction._replace(factor=prediction.factor * factor.to(prediction.factor))
 
     @staticmethod
-    def features(prediction: Prediction, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Computes what the factor depends on: of each spectrum, `(m, 3)`, and each bin, `(m, n_bins, 4)`, float32."""
+    def features(prediction: Prediction, own_share: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Computes what the factor depends on: of each spectrum, `(m, 4)`, and each bin, `(m, n_bins, 4)`, float32."""
         rate = prediction.background
         used = torch.ones_like(rate) if mask is None else (~mask).to(rate)
         # The share of a bin's Poisson variance that is left in the fit: 1 where the data alone decide.
         leverage = prediction.factor.square().sum(-1) / rate.clamp(min=1e-9)
         position = (torch.arange(rate.shape[1], device=rate.device).to(rate) + 0.5) / rate.shape[1]
-        of_spectrum = [(1 + rate.sum(-1)).log() / 10, prediction.n_parameters / 10, used.sum(-1).log() / 5]
+        sizes = [(1 + rate.sum(-1)).log() / 10, prediction.n_parameters / 10, used.sum(-1).log() / 5]
         middle = (4 * position * (1 - position)).expand_as(rate)
         of_bin = [(1 + rate).log() / 5, (leverage + 1e-4).log() / 3, middle, 1 - used]
-        return torch.stack(of_spectrum, -1).float(), torch.stack(of_bin, -1).float()
+        return torch.stack([*sizes, 1 - own_share], -1).float(), torch.stack(of_bin, -1).float()
 
 
 class YieldScale(nn.Module):
@@ -157,7 +158,7 @@ class CalibratedNet(BackgroundNet):
     def calibrated(self, model: LocalModel, log_rate: Tensor, mask: Tensor | None) -> Prediction:
         """Computes the prediction at an estimate near the mode of a local model, calibrated, with its novelty."""
         raw = gaussian_prediction(log_rate, model.basis, model.weight)
-        scaled: Prediction = self.error_scale(raw, mask)
+        scaled: Prediction = self.error_scale(raw, model.own_share, mask)
         if self.offset is not None:
             relative_error = scaled.factor.square().sum(-1).sqrt() / scaled.background
             scaled = scaled._replace(background=scaled.background * (-self.offset * relative_error).exp())
@@ -165,7 +166,11 @@ class CalibratedNet(BackgroundNet):
 
 
 def _from_before(net: CalibratedNet, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Lets weights be read from before there were a scale of yields and an offset: they change nothing then."""
+    """Lets weights be read from before there were a scale of yields, an offset and a share: they change nothing."""
+    first = f"{prefix}error_scale.log_factor.0.weight"
+    if first in weights and weights[first].shape[1] == N_OF_SPECTRUM + N_OF_BIN - 1:
+        of_spectrum, of_bin = weights[first].tensor_split((N_OF_SPECTRUM - 1,), 1)
+        weights[first] = torch.cat([of_spectrum, torch.zeros_like(of_bin[:, :1]), of_bin], 1)
     for name, tensor in net.state_dict(prefix=prefix).items():
         if name.startswith((f"{prefix}yield_scale.", f"{prefix}offset")):
             weights.setdefault(name, torch.zeros_like(tensor))

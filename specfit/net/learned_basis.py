@@ -117,7 +117,8 @@ class LearnedBasisNet(CalibratedNet):
             mean, basis, weight, features = part(seen, residual)
             if mask is not None:
                 weight = weight.masked_fill(mask, 0.0)
-            models.append(LocalModel(log_rates[-1] + mean, basis, weight, features))
+            own = log_rates[-1] + mean, basis, weight, features
+            models.append(LocalModel(*own, own_share=torch.ones_like(data[:, 0])))
             settled = None if is_last else SETTLED_TO_READ
             log_rates.append(posterior_mode(*models[-1][:2], data, weight=weight, settled=settled))
             if not is_last:

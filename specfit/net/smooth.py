@@ -193,7 +193,7 @@ def with_generic_basis(
 
 def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: Tensor, rows: Tensor) -> Described:
     """Answers for some spectra, `(r,)`, with generic shapes `(r, n_bins, k)`."""
-    log_mean, learned, believed, features = (t[rows] for t in model)
+    log_mean, learned, believed, *others = (t[rows] for t in model)
     data, seen = data[rows], seen[rows]
     basis = torch.cat([learned, _amplitude(log_mean, learned, shapes, data, seen) * shapes], -1)
     mode = posterior_mode(log_mean, basis, data, weight=seen)
@@ -212,7 +212,7 @@ def _of_poorly_described(model: LocalModel, shapes: Tensor, data: Tensor, seen: 
     if disagree.any():
         of_some = log_mean[disagree], basis[disagree], data[disagree]
         mode[disagree] = posterior_mode(*of_some, weight=weight[disagree])
-    return Described(LocalModel(log_mean, basis, weight, features), mode, describe(mode, basis, data, seen))
+    return Described(LocalModel(log_mean, basis, weight, *others), mode, describe(mode, basis, data, seen))
 
 
 def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, seen: Tensor) -> Tensor:

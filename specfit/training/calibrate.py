@@ -13,7 +13,7 @@ from torch import Tensor
 from specfit.generator import Batch, SpectrumGenerator, WideGenerator
 from specfit.guard import LEAST_P_VALUE
 from specfit.information_limit import USED_ABOVE
-from specfit.net import BackgroundNet, Prediction
+from specfit.net import Prediction
 from specfit.net.error_scale import CalibratedNet, ErrorScale
 from specfit.randomness import independent_rng
 from specfit.significance import deviance_p_value, poisson_deviance
@@ -78,20 +78,20 @@ def calibrate(net: CalibratedNet, generator: SpectrumGenerator | WideGenerator, 
 
 
 @torch.no_grad()
-def _bins(net: BackgroundNet, batch: Batch) -> tuple[Tensor, Tensor]:
+def _bins(net: CalibratedNet, batch: Batch) -> tuple[Tensor, Tensor]:
     """Returns the features and the pulls of all used bins, shapes `(n, n_features)` and `(n,)`."""
-    prediction, pulls, used = _pulls(net, batch)
-    of_spectrum, of_bin = ErrorScale.features(prediction, batch.mask)
+    prediction, own_share, pulls, used = _pulls(net, batch)
+    of_spectrum, of_bin = ErrorScale.features(prediction, own_share, batch.mask)
     features = torch.cat([of_spectrum[:, None].expand(*of_bin.shape[:2], -1), of_bin], -1)
     return features[used], pulls[used].float()
 
 
 @torch.no_grad()
-def _mean_pulls(net: BackgroundNet, batches: list[Batch]) -> Tensor:
+def _mean_pulls(net: CalibratedNet, batches: list[Batch]) -> Tensor:
     """Averages the pulls of each bin so that no bias is left in statistical errors, `(n_bins,)`; 0 for unused bins."""
     bias, unit = torch.zeros(2, batches[0].counts.shape[1], dtype=torch.float64)
     for batch in batches:
-        prediction, pulls, used = _pulls(net, batch)
+        prediction, _, pulls, used = _pulls(net, batch)
         error = prediction.factor.square().sum(-1).sqrt() / batch.background.sqrt()
         bias += torch.where(used, error * pulls.clamp(-LARGEST_PULL, LARGEST_PULL), 0.0).sum(0)
         unit += torch.where(used, error, 0.0).sum(0)
@@ -99,9 +99,10 @@ def _mean_pulls(net: BackgroundNet, batches: list[Batch]) -> Tensor:
     return mean
 
 
-def _pulls(net: BackgroundNet, batch: Batch) -> tuple[Prediction, Tensor, Tensor]:
-    """Returns the prediction, its pulls and which bins are used, both `(m, n_bins)`."""
-    prediction = net.predict(batch.counts, edges=batch.edges, mask=batch.mask)
+def _pulls(net: CalibratedNet, batch: Batch) -> tuple[Prediction, Tensor, Tensor, Tensor]:
+    """Returns the prediction, the net's own share of it, `(m,)`, pulls and which bins are used, both `(m, n_bins)`."""
+    model, log_rate = net.fitted(batch.counts, edges=batch.edges, mask=batch.mask)
+    prediction = net.calibrated(model, log_rate, batch.mask)
     error = prediction.factor.square().sum(-1).sqrt()
     pulls = (prediction.background - batch.background) / error
     seen = torch.ones_like(pulls) if batch.mask is None else (~batch.mask).to(pulls)
@@ -110,7 +111,7 @@ def _pulls(net: BackgroundNet, batch: Batch) -> tuple[Prediction, Tensor, Tensor
     described = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
     # Of a net that describes nothing yet everything counts.
     described |= ~described.any()
-    return prediction, pulls, (batch.background > USED_ABOVE) & described[:, None]
+    return prediction, model.own_share, pulls, (batch.background > USED_ABOVE) & described[:, None]
 
 
 def _width(pulls: Tensor) -> float:

@@ -76,11 +76,12 @@ def with_functional_form(
     described_by_net = description.p_value[rows].clamp(max=DESCRIBED)
     good = describe(found, plausible, data, seen).p_value > described_by_net
     rows, mode, own, learned, share, found = (t[good] for t in (rows, mode, own, learned, share, found))
-    log_mean, basis, log_rate = model.log_mean.clone(), model.basis.clone(), log_rate.clone()
-    log_mean[rows], basis[rows], log_rate[rows] = mode, 0.0, found
+    log_mean, basis, own_share = model.log_mean.clone(), model.basis.clone(), model.own_share.clone()
+    log_rate = log_rate.clone()
+    log_mean[rows], basis[rows], own_share[rows], log_rate[rows] = mode, 0.0, share[:, 0, 0], found
     basis[rows, :, :n_learned] = share.clamp(min=LEAST_SHARE_OF_ERROR) * learned
     basis[rows, :, n_learned : n_learned + own.shape[-1]] = own
-    return model._replace(log_mean=log_mean, basis=basis), log_rate
+    return model._replace(log_mean=log_mean, basis=basis, own_share=own_share), log_rate
 
 
 def _chosen(plan: Plan, task: Task, deviance: Tensor, n_parameters: Tensor) -> tuple[Tensor, Fitted, Tensor]:

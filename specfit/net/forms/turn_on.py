@@ -2,8 +2,8 @@ r"""One component Erf x exp, :math:`\Phi((x - \mu)/\sigma)\, e^{-x^\rho/\alpha}`
 
 The norm and the slope of the fall where most events are enter linearly and follow by themselves; power, position and
 width are found by damped Gauss-Newton steps (variable projection: G. Golub, V. Pereyra, SIAM J. Numer. Anal. 10 (1973)
-413). Counts are taken to second order around what the net says, and bins by their middles, with what their bending
-adds from round to round.
+413). Counts are taken to second order and bins by their middles, with what their bending adds: around what the net says
+first, then around the function itself, until that changes nothing.
 
 Source: S. Calvet, "Fitting a spectrum using ML" (2021).
 """
@@ -31,8 +31,9 @@ SMALLEST_POWER, LARGEST_POWER = 0.05, 8.0
 # A turn-on that starts so far above the data, in the log of x, is one more fall.
 ABOVE_CENTER = 0.1
 # A search ends where a step promises less, and is given up where so many times its promise is not enough, or where it
-# is farther than so many times what is of interest, half as far with every step.
-MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST = 6, 15, 0.3, 20.0, 3000.0
+# is farther than so many times what is of interest, half as far with every step. Of bins without events the second order
+# exaggerates distances up to twice.
+MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST, EXAGGERATED = 6, 15, 0.3, 20.0, 30000.0, 2.0
 FIRST_DAMPING, CERTAIN_DAMPING, MOST_DAMPING, RELIEF, PENALTY = 1e-3, 1.0, 1e4, 0.2, 8.0
 # No power grows larger than e to this.
 LARGEST_EXPONENT = 50.0
@@ -80,34 +81,47 @@ class _Bins(NamedTuple):
 
 def fit_turn_on(plan: Plan, task: Task) -> Fitted:
     """Fits the function; a spectrum that it cannot describe is given up."""
-    log_rate, data, seen, allowed = task
-    points, rate = plan.points, log_rate.exp()
-    weight, pull = seen * rate, torch.where(seen > 0, data / rate - 1, 0.0)
-    density = log_rate - points.log_widths
-    share = weight / weight.sum(1, keepdim=True)
-    center = (share * points.log_middle).sum(1, keepdim=True)
-    worst = (weight * pull.square()).sum(1) + allowed
-    target, rows = density + pull, torch.arange(len(data), device=data.device)
-    search = _Search(points, target - _bending(density), weight, share, center, worst)
+    around, rows = task.log_rate, torch.arange(len(task.data), device=task.data.device)
+    bending = _bending(around - plan.points.log_widths)
+    search = _expanded(plan.points, task, around, bending)
     shape = _start(plan, search)
-    nothing = log_rate.new_zeros(*log_rate.shape, PARAMETERS)
-    fitted = Fitted(log_rate.clone(), nothing, torch.full_like(log_rate[:, 0], torch.inf))
+    nothing = around.new_zeros(*around.shape, PARAMETERS)
+    fitted = Fitted(around.clone(), nothing, torch.full_like(around[:, 0], torch.inf))
     for _ in range(MOST_ROUNDS):
         shape, found = _nearest(search, shape)
         if len(found) == 0:
             break
-        rows, search = rows[found], search.of(found)
+        rows, search, around, bending = rows[found], search.of(found), around[found], bending[found]
         bins = _on_bins(search, shape)
-        fitted.log_rate[rows], fitted.basis[rows] = bins.log_rate, bins.basis
-        deviance = (deviance_terms(data[rows], bins.log_rate.exp()) * seen[rows]).sum(1)
-        fitted.deviance[rows] = deviance.nan_to_num(torch.inf)
-        bent = target[rows] - bins.bending
-        # What has settled stays, or an answer would depend on others.
-        moves = (search.weight * (bent - search.target).square()).sum(1) > SETTLED
+        deviance = (deviance_terms(task.data[rows], bins.log_rate.exp()) * task.seen[rows]).sum(1)
+        for of_all, of_some in zip(fitted, (bins.log_rate, bins.basis, deviance.nan_to_num(torch.inf)), strict=True):
+            of_all[rows] = of_some
+        # What the second order leaves out goes with the cube of a distance.
+        distance, bent = (bins.log_rate - around).abs(), bins.bending - bending
+        left_out = (search.weight * (distance.square() * distance.clamp(max=1.0) + bent.square())).sum(1)
+        moves = left_out > SETTLED  # what has settled stays, or an answer would depend on others
         if not moves.any():
             break
-        rows, shape, search = rows[moves], shape[moves], search._replace(target=bent).of(moves)
+        rows, shape, around, bending = rows[moves], shape[moves], bins.log_rate[moves], bins.bending[moves]
+        search = _expanded(plan.points.of(rows), Task(*(t[rows] for t in task)), around, bending)
     return fitted
+
+
+def _expanded(points: Points, task: Task, around: Tensor, bending: Tensor) -> _Search:
+    """Takes the counts to second order around log rates `(m, n_bins)`.
+
+    Args:
+        points: Of the bins.
+        task: What is fitted.
+        around: Log rates, shape `(m, n_bins)`.
+        bending: Of a bin, same shape.
+    """
+    rate = around.exp()
+    weight, pull = task.seen * rate, torch.where(task.seen > 0, task.data / rate - 1, 0.0)
+    share = weight / weight.sum(1, keepdim=True)
+    center = (share * points.log_middle).sum(1, keepdim=True)
+    worst = (weight * pull.square()).sum(1) + task.allowed
+    return _Search(points, around - points.log_widths + pull - bending, weight, share, center, worst)
 
 
 def _bending(log_density: Tensor) -> Tensor:
@@ -150,6 +164,12 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
     products, ends = _products(search, shape), [(shape[:0], rows[:0])]
     for step_number in range(MOST_STEPS):
         distance, force, precision = products[:, 0, 0], products[:, 0, 1:], products[:, 1:, 1:].clone()
+        # A power at its limit that would leave it stays there while the others move.
+        power, push = shape[:, 0], force[:, 0]
+        free = ~((power <= SMALLEST_POWER) & (push < 0) | (power >= LARGEST_POWER) & (push > 0))
+        force = torch.cat([(push * free)[:, None], force[:, 1:]], 1)
+        precision[:, 0, 1:] *= free[:, None]
+        precision[:, 1:, 0] *= free[:, None]
         diagonal = precision.diagonal(dim1=-2, dim2=-1)
         diagonal += 1.0 + damping[:, None] * diagonal
         step: Tensor = torch.linalg.solve_ex(precision, force)[0].nan_to_num(0.0, 0.0, 0.0)
@@ -158,7 +178,7 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
         stopped = done | certain & (distance - HOPELESS * promise > search.worst) | (damping > MOST_DAMPING)
         stopped |= distance > search.worst * FARTHEST / 2**step_number
         if stopped.any():
-            good = done & (distance < search.worst)
+            good = done & (distance < EXAGGERATED * search.worst)
             ends.append((shape[good], rows[good]))
             going = ~stopped
             if not going.any():
