@@ -31,10 +31,12 @@ SMALLEST_POWER, LARGEST_POWER = 0.05, 8.0
 # A turn-on that starts so far above the data, in the log of x, is one more fall.
 ABOVE_CENTER = 0.1
 # A search ends where a step promises less, and is given up where so many times its promise is not enough, or where it
-# is farther than so many times what is of interest, half as far with every step. Of bins without events the second order
-# exaggerates distances up to twice.
+# is farther than so many times what is of interest, half as far with every step. The second order exaggerates how far
+# bins without events are, up to twice.
 MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST, EXAGGERATED = 6, 15, 0.3, 20.0, 30000.0, 2.0
 FIRST_DAMPING, CERTAIN_DAMPING, MOST_DAMPING, RELIEF, PENALTY = 1e-3, 1.0, 1e4, 0.2, 8.0
+# No guess of a bend between neighbouring bins is larger.
+LARGEST_BEND = 8.0
 # No power grows larger than e to this.
 LARGEST_EXPONENT = 50.0
 TINY = 1e-12
@@ -125,9 +127,10 @@ def _expanded(points: Points, task: Task, around: Tensor, bending: Tensor) -> _S
 
 
 def _bending(log_density: Tensor) -> Tensor:
-    """Guesses the bending from neighbours: that of an exponential of the same slope."""
+    """Guesses the bending from neighbours: of an exponential of the same slope, and of a parabola."""
     fall = nn.functional.pad(log_density[:, 2:] - log_density[:, :-2], (1, 1), mode="replicate") / 2
-    return log_sinhc(fall / 2)
+    bend = nn.functional.pad(log_density.diff(n=2), (1, 1), mode="replicate")
+    return log_sinhc(fall / 2) + bend.clamp(-LARGEST_BEND, LARGEST_BEND) / 24
 
 
 def _start(plan: Plan, search: _Search) -> Tensor:
@@ -165,11 +168,11 @@ def _nearest(search: _Search, shape: Tensor) -> tuple[Tensor, Tensor]:
     for step_number in range(MOST_STEPS):
         distance, force, precision = products[:, 0, 0], products[:, 0, 1:], products[:, 1:, 1:].clone()
         # A power at its limit that would leave it stays there while the others move.
-        power, push = shape[:, 0], force[:, 0]
-        free = ~((power <= SMALLEST_POWER) & (push < 0) | (power >= LARGEST_POWER) & (push > 0))
-        force = torch.cat([(push * free)[:, None], force[:, 1:]], 1)
-        precision[:, 0, 1:] *= free[:, None]
-        precision[:, 1:, 0] *= free[:, None]
+        pushed = torch.add(shape[:, 0], force[:, 0].sign(), alpha=TINY)
+        stays = pushed != pushed.clamp(SMALLEST_POWER, LARGEST_POWER)
+        if stays.any():
+            force = force.clone()
+            force[stays, 0], precision[stays, 0, 1:], precision[stays, 1:, 0] = 0.0, 0.0, 0.0
         diagonal = precision.diagonal(dim1=-2, dim2=-1)
         diagonal += 1.0 + damping[:, None] * diagonal
         step: Tensor = torch.linalg.solve_ex(precision, force)[0].nan_to_num(0.0, 0.0, 0.0)
