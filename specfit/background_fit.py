@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from specfit import io, plots
+from specfit.errors import InputError
 from specfit.significance import bin_significance, deviance_p_value, poisson_deviance
 from specfit.spectrum import Spectrum
 
@@ -92,13 +93,20 @@ class BackgroundFit:
         return p
 
     def window(self, low: float, high: float) -> tuple[Tensor, Tensor]:
-        """Sums the background over the bins that lie within `[low, high]`.
+        """Sums the background over the bins that lie within `[low, high]`; a bin that is cut by an end is left out.
 
         Returns:
             Background events and their uncertainty with all correlations, both of shape `(*,)`.
+
+        Raises:
+            InputError: No bin lies within.
         """
         edges = self.spectrum.edges
         inside = (edges[:-1] >= low) & (edges[1:] <= high)
+        if not inside.any():
+            raise InputError(
+                f"window: no bin lies within {low:g} to {high:g}; edges go from {edges[0]:g} to {edges[-1]:g}"
+            )
         return self.background[..., inside].sum(-1), self.factor[..., inside, :].sum(-2).square().sum(-1).sqrt()
 
     def sample(self, n: int, *, rng: torch.Generator) -> Tensor:

@@ -30,6 +30,8 @@ from specfit.significance import deviance_terms
 LEAST_RISE, LEVELLING = 0.25, 0.7
 # Distances of the flanks from the maximum, as shares of the range.
 FLANKS = (1 / 16, 1 / 12, 1 / 8, 1 / 6, 1 / 5)
+# A maximum lies at least so many of these distances from both ends; beyond twice the distance nothing is asked.
+REACH = 1.5
 # Peaks that are tried: widths and shifts in units of the flank's distance.
 WIDTHS, SHIFTS = (0.3, 0.45, 0.65, 0.95), (-0.25, 0.0, 0.25)
 LEAST_Q0, LEAST_SHARE, LEAST_HEIGHT = 25.0, 0.9, 0.8
@@ -79,7 +81,7 @@ def _inner_maximum(background: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     n_bins = log_density.shape[-1]
     index = torch.arange(n_bins, device=edges.device)
     h = torch.tensor([max(2, round(share * n_bins)) for share in FLANKS], device=edges.device)[:, None]  # (n_flanks, 1)
-    inside = (index >= 2 * h) & (index < n_bins - 2 * h)
+    inside = (index >= REACH * h) & (index < n_bins - REACH * h)
     steps = torch.stack([-h, h, -2 * h, 2 * h])
     left, right, far_left, far_right = log_density[:, 0, (index + steps).clamp(0, n_bins - 1)].unbind(1)
     rise = log_density - torch.maximum(left, right)

@@ -13,6 +13,7 @@ __all__ = ["FITS", "StreamedFits", "fit_file", "is_large"]
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from numpy.lib.format import open_memmap
+from torch import Tensor
 
 from specfit import io
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter, refit_rule
 from specfit.io.files import write_json
+from specfit.spectrum import Spectrum
 
 # Files of more rows are streamed, this many at a time.
 LARGE, CHUNK = 4096, 4096
@@ -95,7 +98,9 @@ def fit_file(
         raise InputError(f"--out: {len(counts)} spectra are written to a .npy file, {out.name} came")
     first = slice(0, min(CHUNK, len(counts)))
     with _naming_rows(first):
-        fitter = fitter.read(np.asarray(counts[first], dtype=np.float64), options.get("edges")).fitter
+        reading = fitter.read(np.asarray(counts[first], dtype=np.float64), options.get("edges"))
+    _check_rows(counts, reading.spectrum.edges)
+    fitter = reading.fitter
     partial, table = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.stem}_fits.npy")
     done = _start_or_continue(partial, counts.shape, _card(fitter, source, counts, options))
     progress(done, len(counts))
@@ -125,6 +130,14 @@ def _fit_rows(fitter: SpectrumFitter, source: str, rows: slice, options: dict[st
         return fitter.fit(np.asarray(counts[rows], dtype=np.float64), **options)
 
 
+def _check_rows(counts: npt.NDArray[Any], edges: Tensor) -> None:
+    """Refuses a file with a row that is no spectrum, before hours of work."""
+    for start in range(0, len(counts), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(counts)))
+        with _naming_rows(rows):
+            Spectrum(np.asarray(counts[rows], dtype=np.float64), edges)
+
+
 @contextlib.contextmanager
 def _naming_rows(rows: slice) -> Iterator[None]:
     """Says in which rows something is wrong."""
@@ -133,7 +146,8 @@ def _naming_rows(rows: slice) -> Iterator[None]:
     except (EdgesMismatchError, io.MissingEdgesError):
         raise  # no fault of these rows
     except InputError as error:
-        raise InputError(f"rows {rows.start} to {rows.stop - 1} (counted from {rows.start}): {error}") from None
+        named = re.sub(r"spectrum (\d+)", lambda found: f"row {rows.start + int(found[1])}", str(error))
+        raise InputError(f"{named} (rows are counted from 0)") from None
 
 
 def _store(path: Path, rows: slice, values: npt.NDArray[Any]) -> None:

@@ -85,6 +85,25 @@ def test_predict_takes_the_edges_of_the_checkpoint_and_many_spectra(run, counts)
     assert "spectrum" in out
 
 
+def test_a_few_spectra_have_a_line_each_and_one_note(run, counts):
+    np.save("few.npy", np.stack([counts, 2 * counts, counts]))
+    code, out, _ = run("predict", "few.npy", "--no-refit")
+    header, *lines = out.splitlines()
+    assert code == 0
+    assert " ".join(header.split()) == "spectrum events background dev / ndf p sigma at masked converged"
+    assert [line.split()[:2] for line in lines[:3]] == [
+        [str(i), f"{n * counts.sum():g}"] for i, n in enumerate((1, 2, 1))
+    ]
+    assert max(map(len, lines)) <= 80
+    assert out.count("note") == 1
+
+
+def test_options_that_contradict_each_other_are_refused(run, counts):
+    np.save("hist.npy", counts)
+    assert_one_clear_line(run("predict", "hist.npy", "--no-refit", "--refit", "windows"), "--no-refit: it contradicts")
+    assert_one_clear_line(run("scan", "hist.npy", "--width", "0.05", "--resolution", "50"), "give one of them")
+
+
 def test_a_file_of_very_many_spectra_is_streamed(run, counts, monkeypatch):
     monkeypatch.setattr("specfit.streaming.LARGE", 3)
     np.save("many.npy", np.stack([counts, 2 * counts, counts // 2, counts]))

@@ -370,6 +370,7 @@ def test_refuses_edges(edges, match):
         ({"alpha": (-1.0, 1.0)}, "alpha: must be above 0"),
         ({"sigma": (0.0, 30.0)}, "sigma: must be above 0"),
         ({"total": (0.0, 1e5)}, "total: must be above 0"),
+        ({"total": (1e5, 1e30)}, r"total: must be at most 1e\+15, the range \(100000.0, 1e\+30\) came"),
         ({"unit": 0.0}, "unit: must be above 0"),
         ({"unit": math.nan}, "unit: a range"),
         ({"n_backgrounds": 0}, "n_backgrounds: .* from 1 upwards is expected, 0 came"),

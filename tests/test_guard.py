@@ -52,7 +52,7 @@ def test_what_the_caller_left_out_is_not_held_against_the_fit():
 
 
 # Upsilon(1S) reaches the end of its window: it has no right sideband, and is not told from a background.
-WINDOWS = ["Zee", "Zmumu", "psi2S"]
+WINDOWS = ["Zee", "Zmumu", "psi2S", "Upsilon1S"]
 SMOOTH = [
     "atlas_d",
     "cms_caloscouting_2015D",

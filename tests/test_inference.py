@@ -62,6 +62,9 @@ def test_result_fields_follow_their_definitions(fitter, counts):
     total, error = fit.window(EDGES[2], EDGES[7])
     assert total.item() == pytest.approx(b[2:7].sum())
     assert error.item() == pytest.approx(np.sqrt(fit.covariance[2:7, 2:7].sum().item()))
+    for low, high in ((EDGES[7], EDGES[2]), (EDGES[-1] + 1, EDGES[-1] + 2)):
+        with pytest.raises(InputError, match=r"^window: no bin lies within"):
+            fit.window(low, high)
 
 
 def test_masked_bins_enter_neither_deviance_nor_degrees_of_freedom(fitter, counts):

@@ -241,6 +241,12 @@ def test_the_family_that_made_the_data_describes_them_and_a_peak_is_described_by
     assert best_alternative(peak, edges, hidden).p_value > 0.01
 
 
+def test_too_few_bins_for_any_second_family_are_told():
+    counts, edges = torch.tensor([5.0, 4.0]).double(), torch.tensor([0.0, 1.0, 2.0]).double()
+    with pytest.raises(InputError, match=r"^2 bins are left .* take more bins"):
+        best_alternative(counts, edges, torch.ones(2, dtype=torch.bool))
+
+
 def test_edges_from_below_zero_have_polynomials_only(rng):
     edges = torch.linspace(-5.0, 5.0, 31).double()
     counts = torch.poisson(torch.linspace(200, 100, 30).double(), generator=rng)

@@ -11,6 +11,7 @@ from specfit.signal.look_elsewhere import (
     global_p_value_of_maximum,
     gross_vitells,
     significance_vectors,
+    tube_p_value,
     upcrossings,
 )
 
@@ -73,6 +74,11 @@ def test_far_out_two_hypotheses_are_two_trials_and_one_is_one():
     same = torch.eye(3)[:1].expand(4, 3)[None].double()
     again = global_p_value_of_maximum(z, same, rng=torch.Generator().manual_seed(1))
     assert float(again) == pytest.approx(float(one), rel=1e-6)
+
+
+def test_p_values_far_out_are_those_of_scipy():
+    z = torch.tensor([3.0, 8.2, 9.0, 30.0]).double()
+    assert_allclose(tube_p_value(z, torch.zeros(4).double()), scipy.stats.norm.sf(z), rtol=1e-10)
 
 
 def test_several_spectra_at_once_are_each_alone():

@@ -337,5 +337,7 @@ def test_a_known_peak_is_not_looked_for_again(counts, fitter):
     assert found.mass.tolist() == [700.0, 960.0, 1100.0]
     assert found.known[0].local_z > 4
     assert (found.error < 1000).all()
+    with pytest.raises(InputError, match=r"^known: no data tell the peak \(901, 45\) from one before"):
+        scan(counts, EDGES, checkpoint=fitter, known=[(900.0, 45.0), (901.0, 45.0)], mass=[700.0])
     with pytest.raises(InputError, match=r"^known: every signal that was to be looked for is one of these peaks"):
         scan(counts, EDGES, checkpoint=fitter, known=[(900.0, 45.0)], mass=[900.0])

@@ -130,13 +130,18 @@ def test_a_stopped_run_goes_on_only_with_its_own_net_and_data(fitter, source, ta
         streaming.fit_file(fitter, source, target)
 
 
-def test_names_the_row_that_is_no_spectrum(fitter, source, tmp_path):
+def test_names_the_row_that_is_no_spectrum(fitter, source, tmp_path, monkeypatch):
     counts = np.load(source).astype(float)
     counts[40, 3] = np.nan
     np.save(source, counts)
-    with pytest.raises(InputError, match=r"rows 32 to 47 \(counted from 32\): counts: nan at spectrum 8, bin 3"):
+    with pytest.raises(InputError, match=r"counts: nan at row 40, bin 3; .* \(rows are counted from 0\)"):
         streaming.fit_file(fitter, source, str(tmp_path / "out.npy"))
     assert [path.name for path in tmp_path.iterdir()] == ["many.npy"]  # other counts are another run
+    counts[40, 3], counts[69] = 1.0, 0.0
+    np.save(source, counts)
+    monkeypatch.setattr(streaming, "_fit_rows", lambda *_: pytest.fail("fitted before the file was looked through"))
+    with pytest.raises(InputError, match=r"every bin is zero in row 69;"):
+        streaming.fit_file(fitter, source, str(tmp_path / "out.npy"))
     with pytest.raises(InputError, match=r"are written to a .npy file, out.csv came"):
         streaming.fit_file(fitter, source, str(tmp_path / "out.csv"))
 

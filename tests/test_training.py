@@ -54,6 +54,16 @@ def command(run_dir, *overrides):
     return [sys.executable, "-c", program, *SMALL, f"hydra.run.dir={run_dir}", "name=test", *overrides]
 
 
+@pytest.mark.parametrize(
+    "setting", ["calibration_size=-1", "limit_size=0", "data.batches_per_epoch=abc", "trainer.max_epochs=0"]
+)
+def test_a_number_that_would_end_a_training_late_is_refused_before_it(setting, tmp_path):
+    name, value = setting.split("=")
+    with pytest.raises(InputError, match=rf"^{name}: a whole number of at least 1 is expected, '?{value}'? came"):
+        train(compose(tmp_path / "run", setting))
+    assert not (tmp_path / "run").exists()
+
+
 def weights(run_dir):
     return load_file(Path(run_dir) / "checkpoint.safetensors")
 

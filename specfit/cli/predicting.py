@@ -49,6 +49,8 @@ def predict(
     from specfit.inference import EdgesMismatchError, SpectrumFitter
     from specfit.streaming import is_large
 
+    if refit is not None and no_refit:
+        raise InputError(f"--no-refit: it contradicts --refit {refit}; give one of them")
     target = _target(spectrum, out)
     fitter = SpectrumFitter.from_checkpoint(checkpoint)
     options = {"edges": edges_of(edges), "mask": windows_of(mask), "refit": None if no_refit else refit or True}
@@ -144,13 +146,27 @@ def _print_one_line_each(summary: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("spectrum", *_rows(summary[0])):
-        table.add_column(name, overflow="fold")
+    names = "spectrum", "events", "background", "dev / ndf", "p", "sigma", "at", "masked", "converged"
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
     for i, one in enumerate(summary[:ROWS_SHOWN]):
-        table.add_row(str(i), *_rows(one).values())
+        table.add_row(
+            str(i),
+            f"{one['events']:.6g}",
+            f"{one['background_total']:.6g}",
+            f"{one['deviance']:.1f} / {one['ndf']:.1f}",
+            f"{one['p_value']:.2g}",
+            f"{one['largest_excess']:+.1f}",
+            f"{(one['largest_excess_low'] + one['largest_excess_high']) / 2:.4g}",
+            str(len(one["masked_bins"])),
+            "yes" if one["converged"] else "no",
+        )
     Console(highlight=False, soft_wrap=True).print(table)
     if len(summary) > ROWS_SHOWN:
         print(f"... and {len(summary) - ROWS_SHOWN} more spectra; --json prints them all")
+    first = summary[0]
+    kind = ", weighted" if first["weighted"] else ""
+    print_rows({"bins": f"{first['bins']}{gaps(first['gaps'])}{kind}", "note": first["message"]})
 
 
 def _rows(one: dict[str, Any]) -> dict[str, str]:

@@ -30,7 +30,8 @@ from specfit.errors import InputError
 ROWS_SHOWN = 10
 
 Widths = Annotated[
-    str, typer.Option(metavar="SHARE[,SHARE]", help="Standard deviation of the signal as a share of the mass.")
+    str | None,
+    typer.Option(metavar="SHARE[,SHARE]", help="Standard deviation of the signal as a share of the mass; else 0.05."),
 ]
 Resolution = Annotated[
     float | None, typer.Option(help="The same for every mass, in the unit of the edges, instead of a share.")
@@ -55,7 +56,7 @@ def scan(
     spectrum: Counts,
     edges: Edges = None,
     checkpoint: Checkpoint = None,
-    width: Widths = "0.05",
+    width: Widths = None,
     resolution: Resolution = None,
     mass: Masses = None,
     known: Known = None,
@@ -80,7 +81,7 @@ def scan(
     from specfit.inference import SpectrumFitter
 
     options: dict[str, Any] = {
-        "width": numbers("width", width, ",", None) if resolution is None else _constant(resolution),
+        "width": _width(width, resolution),
         "mass": None if mass is None else _grid(mass),
         "known": [tuple(numbers("known", text, ":", 2)) for text in known or []],
         "mask": windows_of(mask),
@@ -227,6 +228,15 @@ def _grid(text: str) -> Any:
     if n < 1 or n != int(n) or low > high:
         raise InputError(f"--mass: LO:HI:N with LO < HI and a whole number N is expected, {text!r} came")
     return torch.linspace(low, high, int(n), dtype=torch.float64)
+
+
+def _width(shares: str | None, resolution: float | None) -> Any:
+    """Reads `--width` and `--resolution`, of which one may be given."""
+    if resolution is None:
+        return numbers("width", shares or "0.05", ",", None)
+    if shares is not None:
+        raise InputError(f"--resolution: it is the width at every mass, --width {shares} came too; give one of them")
+    return _constant(resolution)
 
 
 def _constant(width: float) -> Any:

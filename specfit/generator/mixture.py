@@ -32,7 +32,7 @@ from torch import Tensor
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
 from specfit.generator.batch import Batch
-from specfit.generator.ranges import Range, check_range, uniform
+from specfit.generator.ranges import MOST_EVENTS, Range, check_range, uniform
 from specfit.generator.signal import SignalPrior
 from specfit.shapes import ErfExp, quadrature
 
@@ -103,7 +103,7 @@ class SpectrumGenerator:
         self.ranges = {"rho": rho, "alpha": alpha, "mu": mu, "sigma": sigma}
         for name, pair in self.ranges.items():
             check_range(name, pair, above=-math.inf if name == "mu" else 0.0)
-        check_range("total", total, above=0.0)
+        check_range("total", total, above=0.0, most=MOST_EVENTS)
         check_range("unit", (unit, unit), above=0.0)
         self.unit, self.total, self.signal = unit, total, signal
         self.weights = _check_weights(weights, self.n_backgrounds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Range", "check_range", "log_uniform", "uniform"]
+__all__ = ["MOST_EVENTS", "Range", "check_range", "log_uniform", "uniform"]
 
 import math
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from specfit.errors import InputError
 
 Range = Sequence[float]
 """Lower and upper end of a uniform distribution; equal ends fix the value."""
+MOST_EVENTS = 1e15
+"""Of a spectrum: beyond, Poisson numbers are no integers of 64 bits any more."""
 
 
 def uniform(pair: Range, *size: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -27,8 +29,10 @@ def log_uniform(pair: Range, *size: int, rng: torch.Generator) -> Tensor:
     return uniform((math.log(pair[0]), math.log(pair[1])), *size, rng=rng, dtype=torch.float64).exp()
 
 
-def check_range(name: str, pair: Range, *, above: float = -math.inf, least: float = -math.inf) -> None:
-    """Refuses what is no increasing pair of finite numbers, all above `above` and at least `least`."""
+def check_range(
+    name: str, pair: Range, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> None:
+    """Refuses what is no increasing pair of finite numbers, all above `above`, at least `least` and at most `most`."""
     try:
         low, high = (float(end) for end in pair)
     except (TypeError, ValueError):  # not two numbers
@@ -39,3 +43,5 @@ def check_range(name: str, pair: Range, *, above: float = -math.inf, least: floa
         raise InputError(f"{name}: must be above {above:g}, the range {pair} came")
     if low < least:
         raise InputError(f"{name}: must be at least {least:g}, the range {pair} came")
+    if high > most:
+        raise InputError(f"{name}: must be at most {most:g}, the range {pair} came")

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specfit.errors import InputError
 from specfit.functional import ErfExpSum, functional_fit
 from specfit.shapes import quadrature
 from specfit.significance import deviance_p_value, poisson_deviance
@@ -60,10 +61,18 @@ def best_alternative(counts: Tensor, edges: Tensor, seen: Tensor) -> Alternative
         counts: Events, float64, shape `(n_bins,)`.
         edges: Bin edges, shape `(n_bins + 1,)`.
         seen: False for bins to leave out, shape `(n_bins,)`.
+
+    Raises:
+        InputError: So few bins are left that no family has fewer parameters.
     """
     found = [fit_log_linear(name, counts, edges, columns, seen) for name, columns in _families(edges, int(seen.sum()))]
     if seen.all() and edges[0] > 0:
         found += [_erf_exp(counts, edges, n) for n in range(1, MOST_COMPONENTS + 1)]
+    if not found:
+        raise InputError(
+            f"{int(seen.sum())} bins are left to tell a background from: a second family to compare with needs more "
+            "of them than it has parameters; take more bins"
+        )
     good = [one for one in found if one.p_value > LEAST_P]
     return min(good, key=lambda one: one.score) if good else max(found, key=lambda one: one.p_value)
 

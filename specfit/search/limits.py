@@ -5,6 +5,10 @@ The background is fitted again at each yield, around the local model of the best
 :math:`\tilde q_\mu` and its asymptotic distributions, expectations from the Asimov data of the background. Likelihood
 differences are divided by the square of the widening of the error (see `specfit.signal.extraction`).
 
+Where hardly any events are expected the asymptotic distributions exclude too much. No CLs limit lies below
+:math:`-\ln(1 - \text{level})` seen events, 3.0 at 95 %: with probability :math:`e^{-S}` a signal of S leaves no event
+and the data are those of the background alone, so CLs is at least :math:`e^{-S}`, whatever the test statistic.
+
 Sources: F. James, M. Roos, Comput. Phys. Commun. 10 (1975) 343; Cowan, Cranmer, Gross, Vitells, arXiv:1007.1727;
 A. L. Read, J. Phys. G 28 (2002) 2693.
 """
@@ -82,7 +86,9 @@ def upper_limits(rows: Rows, weight: Tensor, *, level: float) -> Limits:
         height = float(scipy.stats.norm.isf(alpha * scipy.stats.norm.sf(-band))) + band
         above = least_of_asimov + height**2
         expected.append(_root(lambda v, above=above: of_asimov(v) - above, torch.zeros_like(best), rows.error))  # type: ignore[misc]
-    return Limits(observed, torch.stack(expected, -1))
+    seen = (rows.columns[:, 0] * weight).sum(1)  # the share of the signal
+    fewest = -np.log(alpha) / seen.clamp(min=TINY)
+    return Limits(torch.maximum(observed, fewest), torch.maximum(torch.stack(expected, -1), fewest[:, None]))
 
 
 class _Profile:

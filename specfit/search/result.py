@@ -95,7 +95,7 @@ class ScanResult:
     @property
     def local_p(self) -> Tensor:
         """One-sided local p-values, shape `(h,)`."""
-        p: Tensor = torch.special.ndtr(-self.local_z)
+        p: Tensor = torch.special.log_ndtr(-self.local_z).exp()  # `ndtr` is 0 from 8.3 standard deviations on
         return p
 
     @property

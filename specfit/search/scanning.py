@@ -166,6 +166,11 @@ def make_chain(
         covers = "mask: it covers" if fit.spectrum.gaps is None else "mask and gaps of the spectrum: they cover"
         raise InputError(f"{covers} every signal that was to be looked for; leave some bins")
     peaks = _templates_of(known, edges, out)
+    for i, (one, (mass_of_one, deviation)) in enumerate(zip(peaks, known, strict=True)):
+        if _alike(one[None] * ~out, peaks[:i] * ~out).any():
+            raise InputError(
+                f"known: no data tell the peak ({mass_of_one:g}, {deviation:g}) from one before; name it once"
+            )
     seen &= ~_alike(signals.templates * ~out, peaks * ~out)
     if not seen.any():
         raise InputError("known: every signal that was to be looked for is one of these peaks; leave it out of them")

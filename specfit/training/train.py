@@ -55,6 +55,7 @@ def train(cfg: DictConfig) -> Trained:
     Raises:
         InputError: The folder holds a finished run, or a run with another configuration.
     """
+    _check_settings(cfg)
     run_dir = Path(cfg.run_dir)
     unfinished = _unfinished_state(run_dir, cfg)
     card = _card(cfg)  # now: the code on disk may be another one when the run ends
@@ -110,6 +111,18 @@ def main(overrides: Sequence[str]) -> None:
         if end.code == 1:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         raise
+
+
+def _check_settings(cfg: DictConfig) -> None:
+    """Refuses numbers that would end a training only hours later."""
+    settings = {"calibration_size": cfg.calibration_size, "limit_size": cfg.limit_size}
+    settings |= {
+        f"data.{name}": cfg.data.get(name, 1) for name in ("batch_size", "batches_per_epoch", "validation_size")
+    }
+    settings["trainer.max_epochs"] = 1 if cfg.trainer.max_epochs is None else cfg.trainer.max_epochs
+    for name, value in settings.items():
+        if not isinstance(value, int) or (value < 1 and (name, value) != ("trainer.max_epochs", -1)):
+            raise InputError(f"{name}: a whole number of at least 1 is expected, {value!r} came")
 
 
 def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
