@@ -37,6 +37,8 @@ REFITS = ("signals", "windows", "talk")
 # Spectra that the net sees at a time: enough to keep a processor busy, few enough for its cache. A thread takes several
 # such pieces, so that the few with a signal are refitted together: of very many spectra an eighth, but no more bins.
 SPECTRA_AT_A_TIME, FEWEST_TOGETHER, BINS_TOGETHER, PIECES = 512, 2048, 400_000, 8
+# Events of a bin, of which float64 still tells one more from one less.
+MOST_EVENTS = 1e15
 
 
 class EdgesMismatchError(InputError):
@@ -156,6 +158,11 @@ class SpectrumFitter:
         # Plain counts are events already: nothing is scaled, and nothing back.
         scale = None if read.variances is None else read.content_per_event.view(-1, 1)
         events = counts if scale is None else counts / scale
+        if events.max() > MOST_EVENTS:
+            raise InputError(
+                f"counts: {events.max():.3g} events in a bin came; beyond {MOST_EVENTS:g} one more is none; "
+                "give variances if these are weights, or smaller units"
+            )
         pieces = zip(*(torch.split(t, _spectra_together(events, rule)) for t in (events, left_out)), strict=True)
         parts = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], read.edges, rule), pieces)
         prediction = Prediction(*_joined([part.prediction for part in parts]))
@@ -164,6 +171,8 @@ class SpectrumFitter:
         masks, iterations = (torch.cat([getattr(r, name) for r in refits]) for name in ("mask", "iterations"))
         if read.is_weighted:
             note.append("weighted contents, fitted as scaled Poisson counts")
+        elif read.variances is None and (counts != counts.round()).any():
+            note.append("contents are no whole numbers and came without variances: taken for numbers of events")
         note += describe_gaps(read)
         take = slice(None) if read.is_batch else 0
         return BackgroundFit(

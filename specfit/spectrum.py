@@ -20,9 +20,6 @@ from torch import Tensor
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
 
-MOST_EVENTS = 1e15
-"""Of a bin, where float64 still tells one event more from one less."""
-
 
 @dataclass(frozen=True, eq=False, init=False)
 class Spectrum:
@@ -68,8 +65,6 @@ class Spectrum:
         unmeasured = None if gaps is None else _checked_gaps(gaps, len(limits) - 1)
         _check_not_empty(contents if unmeasured is None else contents.masked_fill(unmeasured, 0.0), name="counts")
         spread = None if variances is None else as_float64(variances, "variances").clone()
-        if spread is None:
-            _check_countable(contents, name="counts")
         if spread is not None:
             _check_variances(spread, contents)
         values = {"counts": contents, "edges": limits, "variances": spread, "gaps": unmeasured}
@@ -175,14 +170,6 @@ def _check_contents(contents: Tensor, edges: Tensor, *, name: str) -> None:
         raise InputError(
             f"{name}: {_first_bad(contents < 0, contents)}; contents must not be negative "
             "(merge bins where negative weights dominate)"
-        )
-
-
-def _check_countable(contents: Tensor, *, name: str) -> None:
-    if contents.max() > MOST_EVENTS:
-        raise InputError(
-            f"{name}: {_first_bad(contents > MOST_EVENTS, contents)}; more than {MOST_EVENTS:g} in a bin are no counts "
-            "of events (give variances if they are weighted)"
         )
 
 

@@ -67,6 +67,16 @@ def test_result_fields_follow_their_definitions(fitter, counts):
             fit.window(low, high)
 
 
+def test_more_events_than_float64_tells_apart_are_refused(fitter, counts):
+    with pytest.raises(InputError, match=r"^counts: 1e\+300 events in a bin came"):
+        fitter.fit(np.where(np.arange(12) == 3, 1e300, counts[0]), EDGES)
+
+
+def test_fractions_of_events_without_variances_are_said(fitter, counts):
+    assert "no whole numbers" in fitter.fit(counts[0] / 8, EDGES).message
+    assert "no whole numbers" not in fitter.fit(counts[0], EDGES).message
+
+
 def test_masked_bins_enter_neither_deviance_nor_degrees_of_freedom(fitter, counts):
     spoiled = counts[0].copy()
     spoiled[6] *= 20

@@ -124,7 +124,6 @@ def test_edges_that_are_none_are_refused(edges, message):
         ([3, 2, -np.inf], "counts: -inf at bin 2"),
         ([3, -2, 1], "counts: -2 at bin 1; contents must not be negative"),
         ([[3, 2, 1], [1, 1, -1]], "counts: -1 at spectrum 1, bin 2"),
-        ([3, 2e15, 1], r"counts: 2e\+15 at bin 1; more than 1e\+15 in a bin are no counts of events"),
         ([0, 0, 0], "counts: every bin is zero; there is nothing to fit"),
         ([[3, 2, 1], [0, 0, 0]], "counts: every bin is zero in spectrum 1"),
         (["3", "2", "1"], "counts: real numbers are expected"),

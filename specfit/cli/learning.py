@@ -60,11 +60,12 @@ def generate(
 
     options = {"n_backgrounds": n_backgrounds, "total": total, "rho": rho, "alpha": alpha, "mu": mu, "sigma": sigma}
     ranges: dict[str, Any] = {name: range_of(name, text) for name, text in options.items()}
-    ranges["n_backgrounds"] = [int(n) for n in ranges["n_backgrounds"]]
+    ranges["n_backgrounds"] = [int(n) if n == int(n) else n for n in ranges["n_backgrounds"]]
     if signal is not None:
         mass, width, events = numbers("signal", signal, ",", 3)
-        if mass <= 0:
-            raise InputError(f"--signal: the mass must be positive, {mass:g} came")
+        low, *_, high = io.parse_edges(edges).tolist()
+        if not max(low, 0) < mass < high:
+            raise InputError(f"--signal: a positive mass between {low:g} and {high:g} is expected, {mass:g} came")
         relative = width / mass
         ranges["signal"] = SignalPrior(mass=(mass, mass), relative_width=(relative, relative), events=(events, events))
     generator = SpectrumGenerator(io.parse_edges(edges), **ranges)

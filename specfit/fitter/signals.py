@@ -74,7 +74,9 @@ def refit_signals(
         found += search.described(signals)
         spectra.leave_out(rows, search.windows[signals.number], signals.background)
         spectra.settle(rows)
-    message = f"refit (signals): masked what {100 * false_alarm:g} % of pure backgrounds would show anywhere, or fewer"
+    message = (
+        f"refit (signals): bumps are masked that at most {100 * false_alarm:g} % of pure backgrounds show anywhere"
+    )
     return Refit(spectra.data, spectra.mask, spectra.iterations, message, tuple(found))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Trained", "main", "train"]
 
 import inspect
+import logging
 import platform
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from specfit.overrides import run_configured
 from specfit.training.calibrate import calibrate
 from specfit.training.calibrate_yields import calibrate_yields
 from specfit.training.datamodule import SpectrumDataModule
+
+log = logging.getLogger(__name__)
 
 # Backgrounds that a learned basis starts from.
 PREPARED_BY = 20_000
@@ -96,6 +99,7 @@ def train(cfg: DictConfig) -> Trained:
     path = run_dir / IN_A_RUN
     if trainer.is_global_zero:
         save(Checkpoint(net, None if net.n_bins is None else data.generator.edges, card), path)
+        log.info("checkpoint written: --checkpoint %s", run_dir)
     return Trained(path, figures)
 
 
