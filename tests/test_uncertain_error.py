@@ -39,6 +39,16 @@ def test_it_is_the_least_over_all_biases(widening):
         assert z_of(x, widening) ** 2 == pytest.approx(least, rel=2e-3)
 
 
+@pytest.mark.parametrize("x", [3.0, 6.0, 14.0, 40.0])
+def test_it_falls_without_a_jump_from_where_nothing_misleads(x):
+    widening = torch.linspace(1.0, 1.2, 4001, dtype=torch.float64)
+    z = significance(torch.full_like(widening, x), widening)
+    assert z[0].item() == pytest.approx(x, rel=1e-6)
+    assert (z.diff() <= 1e-9).all()
+    assert z.diff().abs().max() < 0.02 * x
+    assert (z <= x / widening + 1e-9).all()
+
+
 def test_a_certain_error_changes_nothing_and_a_small_significance_is_divided():
     x = torch.linspace(0, 40, 81, dtype=torch.float64)
     assert_allclose(significance(x, torch.ones_like(x)), x, rtol=1e-6)

@@ -13,7 +13,9 @@ with x the significance that the fit alone gives, b in units of the fit's error,
 
 Sources: G. Cowan, Eur. Phys. J. C 79 (2019) 133, arXiv:1809.05778, for errors on errors; D. L. Wallace, Ann. Math.
 Stat. 30 (1959) 1121, for the second term, the normal deviate of Student's distribution. That r is a quarter is ours:
-in simulation the tails beyond three standard deviations are then those of a normal distribution.
+in simulation the tails beyond three standard deviations are then those of a normal distribution. Where the bias is
+less than 0.3 of the fit's error r is less in proportion: what is hardly there is hardly wrong by many times itself, and
+a widening by a thousandth does not take five standard deviations from a signal of fourteen.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from torch import Tensor
 
 RELATIVE_ERROR = 0.25
 DEGREES_OF_FREEDOM = 1 / (2 * RELATIVE_ERROR**2)
+# Below this share of the fit's error the bias is known better, in proportion.
+SMALL_BIAS = 0.3
 STEPS, TINY = 30, 1e-12
 
 
 def significance(x: Tensor, widening: Tensor) -> Tensor:
     """Computes Z from that of the fit alone, >= 0, and the widening of its error, >= 1; all of shape `(r,)`."""
-    nu = DEGREES_OF_FREEDOM
     systematic = (widening.square() - 1).clamp(min=TINY)
+    nu = DEGREES_OF_FREEDOM * (SMALL_BIAS**2 / systematic).clamp(min=1.0)
     least = x.square()
     # Small biases and large ones can both be a minimum.
     for bias in (torch.zeros_like(x), x):
