@@ -20,6 +20,8 @@ LONG_STEP = 1.5
 # Colours that everyone knows for one and two standard deviations of an expected limit, told apart in grey too.
 ONE_SIGMA, TWO_SIGMA = "#7FC97F", "#FFE08A"
 SMALLEST_P = 1e-300
+# Of the marks at whole standard deviations, as a share of the axis.
+LEAST_DISTANCE = 0.05
 # Widths told apart by line and colour, no more than so many; shares or widths that differ by less are one.
 LINES, STYLES, MOST_LINES, SAME = (DATA, TRUTH, FIT), ("-", "--", "-."), 6, 1e-6
 
@@ -73,8 +75,13 @@ def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
         ax.plot(*_broken(result, chosen, p), color=color, linestyle=style, linewidth=1.3, label=_width(result, chosen))
     ax.set_yscale("log")
     highest = max(3.0, float(result.local_z.max()) + 0.7)
+    last = 0.0
     for sigma in range(1, int(highest) + 1):
         height = _tail(sigma)
+        down = np.log(height) / np.log(max(_tail(highest), SMALLEST_P))  # as a share of the axis
+        if down < last + LEAST_DISTANCE:
+            continue
+        last = down
         ax.axhline(height, color=FIT, linestyle=":", linewidth=0.9)
         ax.annotate(
             rf"{sigma}$\sigma$",
