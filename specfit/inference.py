@@ -8,7 +8,6 @@ from __future__ import annotations
 
 __all__ = ["REFITS", "EdgesMismatchError", "Reading", "SpectrumFitter", "refit_rule", "smooth_background"]
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from specfit.guard import Verdict, judge
 from specfit.masks import bridged, describe_gaps, left_out_bins
 from specfit.net import BackgroundNet, CalibratedNet, LocalModel, Prediction
 from specfit.parallel import on_all_cores
-from specfit.spectrum import Spectrum
+from specfit.spectrum import MOST_EVENTS, Spectrum
 
 RefitRule = Literal["signals", "windows", "talk"] | bool | None
 REFITS = ("signals", "windows", "talk")
@@ -37,8 +36,6 @@ REFITS = ("signals", "windows", "talk")
 # Spectra that the net sees at a time: enough to keep a processor busy, few enough for its cache. A thread takes several
 # such pieces, so that the few with a signal are refitted together: of very many spectra an eighth, but no more bins.
 SPECTRA_AT_A_TIME, FEWEST_TOGETHER, BINS_TOGETHER, PIECES = 512, 2048, 400_000, 8
-# Events of a bin, of which float64 still tells one more from one less.
-MOST_EVENTS = 1e15
 
 
 class EdgesMismatchError(InputError):
@@ -236,8 +233,9 @@ class SpectrumFitter:
             return prediction, Refit(counts, left_out, torch.zeros(len(counts), dtype=torch.int64), "no refit")
         if rule == "talk":
             return prediction, refit_talk(lambda data: self.net(data, edges=edges), counts, mask=left_out)
-        predict = functools.partial(_predict_masked, self.net, edges)
-        return prediction, refit_windows(predict, counts, prediction, mask=left_out)
+        return prediction, refit_windows(
+            lambda data, out: self.net.predict(data, edges=edges, mask=out), counts, prediction, mask=left_out
+        )
 
     def _has_edges_of(self, spectrum: Spectrum) -> bool:
         own, edges = self.edges, spectrum.edges
@@ -325,10 +323,6 @@ def _spectra_together(events: Tensor, rule: str | None) -> int:
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     """Joins what several pieces gave, field by field."""
     return [torch.cat(field) for field in zip(*parts, strict=True)]
-
-
-def _predict_masked(net: BackgroundNet, edges: Tensor, counts: Tensor, mask: Tensor) -> Prediction:
-    return net.predict(counts, edges=edges, mask=mask)
 
 
 def _on_cpu(prediction: Prediction) -> Prediction:

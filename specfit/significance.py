@@ -31,6 +31,7 @@ __all__ = [
     "deviance_terms",
     "poisson_deviance",
     "poisson_significance",
+    "upper_tail",
 ]
 
 from typing import Any
@@ -258,6 +259,16 @@ def deviance_p_value(deviance: Tensor, ndf: Tensor) -> Tensor:
     if (ndf <= 0).any():
         raise InputError(f"ndf: must be above 0, {ndf.min().item():g} came; a fit needs more bins than parameters")
     p: Tensor = torch.special.gammaincc(ndf.detach() / 2, deviance.detach() / 2)
+    return p
+
+
+def upper_tail(z: Tensor) -> Tensor:
+    """Computes the one-sided p-value of significances, however large.
+
+    Args:
+        z: Any shape.
+    """
+    p: Tensor = torch.special.log_ndtr(-z).exp()  # `ndtr` is 0 from 8.3 standard deviations on
     return p
 
 

@@ -9,7 +9,7 @@ bin, a spectrum has gaps: bins like all others, but what they hold counts nowher
 
 from __future__ import annotations
 
-__all__ = ["Spectrum"]
+__all__ = ["MOST_EVENTS", "Spectrum"]
 
 from dataclasses import dataclass, field
 
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
+
+MOST_EVENTS = 1e15
+"""Of a bin, where float64 still tells one event more from one less, and of what is sampled."""
 
 
 @dataclass(frozen=True, eq=False, init=False)

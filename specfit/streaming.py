@@ -146,8 +146,9 @@ def _naming_rows(rows: slice) -> Iterator[None]:
     except (EdgesMismatchError, io.MissingEdgesError):
         raise  # no fault of these rows
     except InputError as error:
-        named = re.sub(r"spectrum (\d+)", lambda found: f"row {rows.start + int(found[1])}", str(error))
-        raise InputError(f"{named} (rows are counted from 0)") from None
+        named, n = re.subn(r"spectrum (\d+)", lambda found: f"row {rows.start + int(found[1])}", str(error))
+        where = "" if n else f" in one of rows {rows.start} to {rows.stop - 1}"
+        raise InputError(f"{named}{where} (rows are counted from 0)") from None
 
 
 def _store(path: Path, rows: slice, values: npt.NDArray[Any]) -> None:

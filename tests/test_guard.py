@@ -51,7 +51,6 @@ def test_what_the_caller_left_out_is_not_held_against_the_fit():
     assert verdict(counts=TRUTH + 1e5 * (torch.arange(30) == 4), left_out=[4]).converged.all()
 
 
-# Upsilon(1S) reaches the end of its window: it has no right sideband, and is not told from a background.
 WINDOWS = ["Zee", "Zmumu", "psi2S", "Upsilon1S"]
 SMOOTH = [
     "atlas_d",

@@ -61,14 +61,15 @@ def generate(
     options = {"n_backgrounds": n_backgrounds, "total": total, "rho": rho, "alpha": alpha, "mu": mu, "sigma": sigma}
     ranges: dict[str, Any] = {name: range_of(name, text) for name, text in options.items()}
     ranges["n_backgrounds"] = [int(n) if n == int(n) else n for n in ranges["n_backgrounds"]]
+    limits = io.parse_edges(edges)
     if signal is not None:
         mass, width, events = numbers("signal", signal, ",", 3)
-        low, *_, high = io.parse_edges(edges).tolist()
+        low, high = limits[0].item(), limits[-1].item()
         if not max(low, 0) < mass < high:
             raise InputError(f"--signal: a positive mass between {low:g} and {high:g} is expected, {mass:g} came")
         relative = width / mass
         ranges["signal"] = SignalPrior(mass=(mass, mass), relative_width=(relative, relative), events=(events, events))
-    generator = SpectrumGenerator(io.parse_edges(edges), **ranges)
+    generator = SpectrumGenerator(limits, **ranges)
     with progress_bar("sampling", size) as progress:
         card = options | {"signal": signal}
         write_dataset(generator, folder, size=size, seed=seed, card=card, progress=progress)

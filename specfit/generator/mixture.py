@@ -32,9 +32,10 @@ from torch import Tensor
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
 from specfit.generator.batch import Batch
-from specfit.generator.ranges import MOST_EVENTS, Range, check_range, uniform
+from specfit.generator.ranges import Range, check_range, uniform
 from specfit.generator.signal import SignalPrior
 from specfit.shapes import ErfExp, quadrature
+from specfit.spectrum import MOST_EVENTS
 
 # A bin is planned to be integrated to this share of itself, or to this share of the whole spectrum if that is larger.
 RELATIVE_ERROR, ERROR_OF_TOTAL = 1e-5, 1e-9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MOST_EVENTS", "Range", "check_range", "log_uniform", "uniform"]
+__all__ = ["Range", "check_range", "log_uniform", "uniform"]
 
 import math
 from collections.abc import Sequence
@@ -14,8 +14,6 @@ from specfit.errors import InputError
 
 Range = Sequence[float]
 """Lower and upper end of a uniform distribution; equal ends fix the value."""
-MOST_EVENTS = 1e15
-"""Of a spectrum: beyond, Poisson numbers are no integers of 64 bits any more."""
 
 
 def uniform(pair: Range, *size: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from specfit import plots
 from specfit.io.files import write_json
 from specfit.search.tables import checked_ending, write_csv
+from specfit.significance import upper_tail
 from specfit.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ class ScanResult:
     @property
     def local_p(self) -> Tensor:
         """One-sided local p-values, shape `(h,)`."""
-        p: Tensor = torch.special.log_ndtr(-self.local_z).exp()  # `ndtr` is 0 from 8.3 standard deviations on
-        return p
+        return upper_tail(self.local_z)
 
     @property
     def global_z(self) -> float:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from specfit.net.posterior import precision_cholesky
+from specfit.significance import upper_tail
 
 # Where counting samples ends and the path takes over.
 COUNTED_DOWN_TO = 0.01
@@ -85,7 +86,7 @@ def tube_p_value(z: Tensor, length: Tensor, *, paths: int = 1) -> Tensor:
         length: L, of all paths together, radians, shape `(m,)`.
         paths: n, how many there are.
     """
-    tail: Tensor = paths * torch.special.log_ndtr(-z).exp() + length / (2 * math.pi) * (-z.square() / 2).exp()
+    tail: Tensor = paths * upper_tail(z) + length / (2 * math.pi) * (-z.square() / 2).exp()
     return tail.clamp(max=1.0)
 
 
@@ -122,5 +123,5 @@ def gross_vitells(z: float, local_z: Tensor, *, level: float = 0.5) -> float:
         level: :math:`z_0`, at which upcrossings are counted.
     """
     mean = upcrossings(local_z, level).double().mean().item()
-    local = float(torch.special.log_ndtr(torch.tensor(-z, dtype=torch.float64)).exp())
+    local = float(upper_tail(torch.tensor(z, dtype=torch.float64)))
     return min(1.0, local + mean * math.exp(-(z**2 - level**2) / 2))
