@@ -4,7 +4,8 @@ On background-only spectra of the reference task and, with a net of any binning,
 1e5 to 1e7 events, 50 bins from 1100 to 8000), at masses from the 10th to the 90th percentile of the range: mean and
 width of (fitted yield) / (its error), mean and width of the local significance, and the shares beyond 3 and 4 standard
 deviations over those of a normal distribution. With signals of 0, 2, 5 and 10 times the statistical error of a known
-background, of several widths: bias of the fitted yield in units of its error, mean and width of the pulls.
+background, of several widths: the bias of the fitted yields over their mean error, and mean, median and width of the
+pulls, yield by yield over its own error (where few events are, that is smaller the smaller the yield).
 
     python scripts/evaluate_search.py
     python scripts/evaluate_search.py --checkpoint any_binning --size 2000 --json search.json
@@ -29,6 +30,7 @@ from specfit.generator import Batch, WideGenerator
 from specfit.randomness import independent_rng
 from specfit.search import SignalHypotheses, gaussian_hypotheses
 from specfit.search.excess import largest_excess
+from specfit.search.injection import known_background_error
 
 COMPONENTS, WIDTHS, STRENGTHS, WIDTH = (1, 5, 7), (0.02, 0.05, 0.1), (0.0, 2.0, 5.0, 10.0), 0.05
 N_MASSES, N_INJECTED_MASSES, AT_A_TIME = 9, 5, 1000
@@ -121,18 +123,21 @@ def injected(
         for j, mass in enumerate(masses):
             signals = gaussian_hypotheses(generator.edges, width=width, mass=mass[None])
             template, enough = signals.templates[0], _in_peak(background, signals)[:, 0] > FEW_EVENTS
-            events = strength * (template**2 / background.clamp(min=1e-9)).sum(-1).rsqrt()
-            expected = background + events[:, None] * template
+            sigma0 = known_background_error(template, background, torch.ones_like(template, dtype=torch.bool))
+            expected = background + (strength * sigma0)[:, None] * template
             counts = torch.poisson(expected, generator=independent_rng((seed, 2, j)))
             found = chain_of(fitter, generator.edges, signals)(counts)
-            pull = ((found.yields[:, 0] - events) / found.error[:, 0])[enough]
-            judged.append((pull.median().item(), pull.mean().item(), pull.std().item()))
-        medians, means, widths = zip(*judged, strict=True)
+            missed, error = (found.yields[:, 0] / sigma0 - strength)[enough], (found.error[:, 0] / sigma0)[enough]
+            pull = missed / error
+            bias = (missed.mean() / error.mean()).item()
+            judged.append((bias, pull.median().item(), pull.mean().item(), pull.std().item()))
+        biases, medians, means, widths = zip(*judged, strict=True)
         rows.append(
             {
                 "task": name,
                 "width": width,
                 "strength": strength,
+                "worst_bias": max(biases, key=abs),
                 "mean_pull": sum(means) / len(means),
                 "worst_mean": max(means, key=abs),
                 "worst_median": max(medians, key=abs),

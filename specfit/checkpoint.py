@@ -53,8 +53,8 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
     Args:
         checkpoint: What to write.
         path: Ends in `.safetensors`.
-        half: Store the weights as float16, three digits, in half the space. The net computes as before: `load` makes
-            float32 of them again.
+        half: Store matrices as float16, three digits, in half the space; vectors, which are small and which all answers
+            share, as they are. The net computes as before: `load` makes float32 of them again.
 
     Raises:
         InputError: The path ends otherwise, the card is not plain data, or a weight is too large for float16.
@@ -171,7 +171,7 @@ def _name_of(net: BackgroundNet) -> str:
 
 
 def _to_half(name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.ndim < 2:
         return tensor
     rounded = tensor.half()
     if not rounded.isfinite().all():

@@ -1,8 +1,8 @@
-"""Bins to leave out: blinded windows and gaps, and what stands in for them until a fit has an answer."""
+"""Bins to leave out: blinded windows and gaps, what must be left, and what stands in for them until a fit answers."""
 
 from __future__ import annotations
 
-__all__ = ["bridged", "describe_gaps", "left_out_bins"]
+__all__ = ["bridged", "describe_gaps", "has_sidebands", "left_out_bins", "room_to_mask"]
 
 from typing import Any
 
@@ -16,6 +16,8 @@ from specfit.spectrum import Spectrum
 
 # A message names no more gaps than this.
 MOST_NAMED = 4
+# So many bins have to be believed on each side of a masked window.
+FEWEST_BESIDE = 3
 
 
 def left_out_bins(spectrum: Spectrum, mask: Any) -> Tensor:
@@ -74,6 +76,21 @@ def bridged(counts: Tensor, left_out: Tensor, edges: Tensor) -> Tensor:
         filled = np.exp(np.interp(x[out], x[~out], log_density[~out])) * widths[out]
         result[row, left_out[row]] = torch.as_tensor(filled).to(result)
     return result
+
+
+def room_to_mask(found: Tensor, mask: Tensor) -> Tensor:
+    """Returns which spectra keep half of their bins, `(m, 1)`: they have to be believed, or there is nothing to fit."""
+    return (found | mask).sum(-1, keepdim=True) <= mask.shape[-1] // 2
+
+
+def has_sidebands(found: Tensor, mask: Tensor) -> Tensor:
+    """Returns which spectra keep bins to believe on both sides of what was found, `(m, 1)`: nothing else holds them."""
+    believed = ~(found | mask)
+    index = torch.arange(mask.shape[-1], device=mask.device).expand_as(mask)
+    first = torch.where(found, index, mask.shape[-1]).amin(-1, keepdim=True)
+    last = torch.where(found, index, -1).amax(-1, keepdim=True)
+    sides = torch.stack([(believed & (index < first)).sum(-1), (believed & (index > last)).sum(-1)], -1)
+    return (sides >= FEWEST_BESIDE).all(-1, keepdim=True)
 
 
 def _flags(given: np.ndarray, shape: tuple[int, int]) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import specfit
 from specfit.errors import InputError
 from specfit.fitter import FALSE_ALARM, refit_signals
-from specfit.fitter.base import has_sidebands
 from specfit.fitter.signals import REACH
+from specfit.masks import has_sidebands
 from specfit.net import TalkNet
 
 

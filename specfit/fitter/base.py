@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FALSE_ALARM", "MOST_ROUNDS", "STABLE", "Found", "Refit", "as_mask", "has_sidebands", "room_to_mask"]
+__all__ = ["FALSE_ALARM", "MOST_ROUNDS", "STABLE", "Found", "Refit", "as_mask"]
 
 from typing import NamedTuple
 
@@ -14,8 +14,6 @@ FALSE_ALARM = 0.01
 
 # A refit is stable when no masked bin moves by more statistical errors; it is given up after so many rounds.
 STABLE, MOST_ROUNDS = 0.05, 30
-# So many bins have to be believed on each side of a masked window.
-FEWEST_BESIDE = 3
 
 
 class Found(NamedTuple):
@@ -51,18 +49,3 @@ class Refit(NamedTuple):
 def as_mask(mask: Tensor | None, counts: Tensor) -> Tensor:
     """Returns a mask of the shape of the counts that may be written to."""
     return torch.zeros_like(counts, dtype=torch.bool) if mask is None else mask.expand_as(counts).clone()
-
-
-def room_to_mask(found: Tensor, mask: Tensor) -> Tensor:
-    """Returns which spectra keep half of their bins, `(m, 1)`: they have to be believed, or there is nothing to fit."""
-    return (found | mask).sum(-1, keepdim=True) <= mask.shape[-1] // 2
-
-
-def has_sidebands(found: Tensor, mask: Tensor) -> Tensor:
-    """Returns which spectra keep bins to believe on both sides of what was found, `(m, 1)`: nothing else holds them."""
-    believed = ~(found | mask)
-    index = torch.arange(mask.shape[-1], device=mask.device).expand_as(mask)
-    first = torch.where(found, index, mask.shape[-1]).amin(-1, keepdim=True)
-    last = torch.where(found, index, -1).amax(-1, keepdim=True)
-    sides = torch.stack([(believed & (index < first)).sum(-1), (believed & (index > last)).sum(-1)], -1)
-    return (sides >= FEWEST_BESIDE).all(-1, keepdim=True)

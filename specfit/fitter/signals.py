@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, as_mask, has_sidebands, room_to_mask
+from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, as_mask
+from specfit.masks import has_sidebands, room_to_mask
 from specfit.net import CalibratedNet, LocalModel
 from specfit.signal.extraction import extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
@@ -172,7 +173,8 @@ class _Search:
         number = self._promising(data, mask, spectra.answer(rows)[0], number)
         each = torch.arange(len(rows), device=rows.device)
         spectrum = each.repeat_interleave(number.shape[1])
-        fits = extract(self.net, data, self._columns(number), spectrum=spectrum, edges=self.edges, mask=mask)
+        of_row = (self.net, data, self._columns(number))
+        fits = extract(*of_row, spectrum=spectrum, edges=self.edges, mask=mask, trusting=True)
         # Not the significance of a discovery: to mask a background costs precision, to believe a signal truth.
         largest = fits.pull.view(number.shape).max(-1)
         background = fits.fit.background.view(*number.shape, data.shape[1])[each, largest.indices]

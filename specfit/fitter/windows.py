@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Refit, as_mask, room_to_mask
+from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Refit, as_mask
+from specfit.masks import room_to_mask
 from specfit.net import Prediction
 from specfit.significance import bin_significance
 

@@ -5,7 +5,10 @@ For each row, a hypothesis of a spectrum,
 1. the net says what is plausible around the data without the fitted signal, :math:`d\,\lambda_b / (\lambda_b + S s)`,
    with S = 0 at first, and without known peaks that are fitted beside it;
 2. background and signal are fitted together to the data (`specfit.signal.joint_fit`);
-3. where the signal is larger than half a standard deviation, again from 1, so that it no longer pulls the net.
+3. where the background makes more than half of the variance of the yield, as for wide signals and where the data end,
+   a net that has seen the signal may hold it for background whatever its size: it answers again with the window of the
+   signal masked, and that is taken where it describes the data as well;
+4. where the signal is larger than half a standard deviation, again from 1, so that it no longer pulls the net.
 
 What the fit alone says is :math:`\pm\sqrt{q_0}`, from the likelihoods with and without the signal, and its error. The
 error is made wider, by the product of
@@ -26,11 +29,13 @@ from __future__ import annotations
 
 __all__ = ["Rows", "extract", "extract_largest"]
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from specfit.masks import room_to_mask
 from specfit.net import CalibratedNet, LocalModel
 from specfit.net.posterior import combined
 from specfit.signal.joint_fit import TINY, JointFit, fit_jointly
@@ -38,6 +43,11 @@ from specfit.signal.misfit import misfit
 from specfit.signal.uncertain_error import significance
 from specfit.signal.yield_error import yield_features
 
+# A background that makes more of the variance of a yield may be mistaken for the signal, whose window is masked then:
+# all bins above this share of its largest one, 2.75 standard deviations of a Gaussian on either side.
+CONFUSABLE, OUTSIDE = 0.5, math.exp(-(2.75**2) / 2)
+# What the net answers then is taken where -ln L is larger by less.
+AS_WELL = 3.0
 # Signals above so many standard deviations are taken out of what the net sees, at most so many times.
 SEEN_ABOVE, MOST_PASSES = 0.5, 4
 # A row is done when its signal moved by less of its standard errors.
@@ -101,7 +111,14 @@ class Rows(NamedTuple):
 
 
 def extract(
-    net: CalibratedNet, counts: Tensor, columns: Tensor, *, spectrum: Tensor, edges: Tensor, mask: Tensor
+    net: CalibratedNet,
+    counts: Tensor,
+    columns: Tensor,
+    *,
+    spectrum: Tensor,
+    edges: Tensor,
+    mask: Tensor,
+    trusting: bool = False,
 ) -> Rows:
     """Takes a signal out of every row.
 
@@ -113,9 +130,10 @@ def extract(
         spectrum: Which counts each row is about, shape `(r,)`.
         edges: Bin edges, shape `(n_bins + 1,)`.
         mask: True for bins that weigh nothing, shape `(m, n_bins)`.
+        trusting: Whether the net is believed where it may hold the signal for background (leaves out 3).
     """
     first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask)
-    return _finished(net, first, edges, mask[spectrum])
+    return _finished(net, first, edges, mask[spectrum], trusting=trusting)
 
 
 def extract_largest(
@@ -202,11 +220,12 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, without: JointFit 
     return Rows(data, columns, model, fit, without, none, none, data.new_zeros(len(data), 0))
 
 
-def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor) -> Rows:
+def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor, *, trusting: bool = False) -> Rows:
     """Asks the net again where there is a signal, and says by how much errors are wider than it knows."""
     at_first = first.fit.nll.clone(), first.without.nll.clone()  # its rows are written over
     undescribed = misfit(first.fit, first.model, (~mask).to(first.data))
-    rows = _without_signals_for_the_net(net, first, edges, mask, seen=slice(0, 1))
+    rows = first if trusting else _without_windows_for_the_net(net, first, edges, mask)
+    rows = _without_signals_for_the_net(net, rows, edges, mask, seen=slice(0, 1))
     return _calibrated(net, rows, edges, mask, absorption=_absorption(rows, *at_first), undescribed=undescribed)
 
 
@@ -228,6 +247,22 @@ def _calibrated(
     return rows._replace(widening=widening, misfit=undescribed, features=features)
 
 
+def _without_windows_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor) -> Rows:
+    """Asks the net again with the window of the tested signal masked, where a background may be mistaken for it."""
+    template, variance = rows.columns[:, 0], rows.fit.covariance[:, 0, 0]
+    rate = rows.fit.background + combined(rows.fit.yields.clamp(min=0.0), rows.columns.mT)
+    of_known = ((~mask) * template.square() / rate.clamp(min=TINY)).sum(-1)
+    confusable = 1 - 1 / (of_known * variance) > CONFUSABLE
+    hidden = mask | (template > OUTSIDE * template.amax(-1, keepdim=True))
+    asked = (confusable & room_to_mask(hidden, mask)[:, 0]).nonzero()[:, 0]
+    if len(asked) > 0:
+        new = _asked_again(net, rows.of(asked), edges, mask[asked], hidden[asked])
+        # Where nothing beside the window holds a background, it may miss the data altogether.
+        good = new.fit.nll < rows.fit.nll[asked] + AS_WELL
+        _write_over(rows, asked[good], new.of(good))
+    return rows
+
+
 def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, seen: slice) -> Rows:
     """Asks the net again without the signals, until those of some columns, which it has seen, stay."""
     size = rows.fit.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -235,18 +270,35 @@ def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, 
     for _ in range(MOST_PASSES - 1):
         if len(moving) == 0:
             break
-        old = JointFit(*(t[moving] for t in rows.fit))
-        signal = (rows.columns[moving].mT @ old.yields[..., None])[..., 0]
-        share = old.background / (old.background + signal).clamp(min=TINY)
-        cleaned = torch.where(mask[moving], old.background, rows.data[moving] * share.clamp(max=LARGEST_SHARE))
-        model = _plausible(net, cleaned, edges=edges, mask=mask[moving])
-        new = _fitted(rows.data[moving], rows.columns[moving], model, mask=mask[moving])
-        for whole, part in zip(rows[2:5], new[2:5], strict=True):  # model, fit, without
-            for kept, changed in zip(whole, part, strict=True):
-                kept[moving] = changed
+        before = rows.fit.yields[moving]
+        new = _asked_again(net, rows.of(moving), edges, mask[moving], mask[moving])
+        _write_over(rows, moving, new)
         size = new.fit.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-        moving = moving[((new.fit.yields - old.yields).abs() > SETTLED * size)[:, seen].any(-1)]
+        moving = moving[((new.fit.yields - before).abs() > SETTLED * size)[:, seen].any(-1)]
     return rows
+
+
+def _asked_again(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, hidden: Tensor) -> Rows:
+    """Asks the net about the data without the fitted signals, and fits again with what it answers.
+
+    Args:
+        net: Says what is plausible.
+        rows: What was fitted.
+        edges: Bin edges.
+        mask: True for bins that weigh nothing in the fit, shape `(r, n_bins)`.
+        hidden: True for bins that the net does not see, same shape.
+    """
+    background, signal = rows.fit.background, combined(rows.fit.yields, rows.columns.mT)
+    share = background / (background + signal).clamp(min=TINY)
+    cleaned = torch.where(hidden, background, rows.data * share.clamp(max=LARGEST_SHARE))
+    return _fitted(rows.data, rows.columns, _plausible(net, cleaned, edges=edges, mask=hidden), mask=mask)
+
+
+def _write_over(rows: Rows, which: Tensor, new: Rows) -> None:
+    """Puts models and fits in the place of those of some rows, by indices."""
+    for whole, part in zip(rows[2:5], new[2:5], strict=True):  # model, fit, without
+        for kept, changed in zip(whole, part, strict=True):
+            kept[which] = changed
 
 
 def _absorption(rows: Rows, with_signal: Tensor, without: Tensor) -> Tensor:
