@@ -6,9 +6,9 @@ import torch
 import specfit
 from specfit.errors import InputError
 from specfit.fitter import FALSE_ALARM, refit_signals
-from specfit.fitter.signals import REACH
 from specfit.masks import has_sidebands
 from specfit.net import TalkNet
+from specfit.signal.extraction import REACH
 
 
 @pytest.fixture(scope="module")

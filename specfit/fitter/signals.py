@@ -23,14 +23,12 @@ from torch import Tensor
 from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, as_mask
 from specfit.masks import has_sidebands, room_to_mask
 from specfit.net import CalibratedNet, LocalModel
-from specfit.signal.extraction import extract
+from specfit.signal.extraction import REACH, extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
 from specfit.signal.joint_fit import fit_jointly
 from specfit.signal.look_elsewhere import tube_p_value
 from specfit.signal.score import path_length, score_test
 
-# Standard deviations of a signal that are masked on either side of its mass.
-REACH = 2.75
 # Widths of a signal that are tried with a net that does not see it.
 FEW = 3
 # The coarse grid that tells where to look closely sees a signal with at least this share of its significance.

@@ -27,7 +27,7 @@ The significance falls with it, and faster where it is large (`specfit.signal.un
 
 from __future__ import annotations
 
-__all__ = ["Rows", "extract", "extract_largest"]
+__all__ = ["REACH", "Rows", "extract", "extract_largest"]
 
 import math
 from typing import NamedTuple
@@ -43,9 +43,11 @@ from specfit.signal.misfit import misfit
 from specfit.signal.uncertain_error import significance
 from specfit.signal.yield_error import yield_features
 
+REACH = 2.75
+"""Standard deviations on either side of a Gaussian signal that its window holds."""
 # A background that makes more of the variance of a yield may be mistaken for the signal, whose window is masked then:
-# all bins above this share of its largest one, 2.75 standard deviations of a Gaussian on either side.
-CONFUSABLE, OUTSIDE = 0.5, math.exp(-(2.75**2) / 2)
+# all bins above this share of its largest one.
+CONFUSABLE, OUTSIDE = 0.5, math.exp(-(REACH**2) / 2)
 # What the net answers then is taken where -ln L is larger by less.
 AS_WELL = 3.0
 # Signals above so many standard deviations are taken out of what the net sees, at most so many times.
@@ -86,6 +88,11 @@ class Rows(NamedTuple):
     def error(self) -> Tensor:
         """Standard error of the tested yield, shape `(r,)`."""
         return self.fit.covariance[:, 0, 0].sqrt() * self.widening
+
+    @property
+    def rate(self) -> Tensor:
+        """Expected events of background and signals, deficits left out, shape `(r, n_bins)`."""
+        return self.fit.background + combined(self.fit.yields.clamp(min=0.0), self.columns.mT)
 
     @property
     def local_z(self) -> Tensor:
@@ -237,7 +244,7 @@ def _calibrated(
     features = yield_features(
         rows.columns[:, 0],
         rows.fit.background,
-        rate=rows.fit.background + combined(rows.fit.yields.clamp(min=0.0), rows.columns.mT),
+        rate=rows.rate,
         edges=edges,
         weight=weight,
         variance=rows.fit.covariance[:, 0, 0],
@@ -250,8 +257,7 @@ def _calibrated(
 def _without_windows_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor) -> Rows:
     """Asks the net again with the window of the tested signal masked, where a background may be mistaken for it."""
     template, variance = rows.columns[:, 0], rows.fit.covariance[:, 0, 0]
-    rate = rows.fit.background + combined(rows.fit.yields.clamp(min=0.0), rows.columns.mT)
-    of_known = ((~mask) * template.square() / rate.clamp(min=TINY)).sum(-1)
+    of_known = ((~mask) * template.square() / rows.rate.clamp(min=TINY)).sum(-1)
     confusable = 1 - 1 / (of_known * variance) > CONFUSABLE
     hidden = mask | (template > OUTSIDE * template.amax(-1, keepdim=True))
     asked = (confusable & room_to_mask(hidden, mask)[:, 0]).nonzero()[:, 0]
