@@ -6,6 +6,7 @@ import torch
 import specfit
 from specfit.generator import WideGenerator
 from specfit.io import parse_edges
+from specfit.net import LocalModel
 from specfit.search import gaussian_hypotheses
 from specfit.search.injection import known_background_error
 from specfit.signal import extraction
@@ -66,3 +67,42 @@ def test_an_answer_that_misses_the_data_is_not_taken(monkeypatch):
     monkeypatch.setattr(extraction, "AS_WELL", torch.inf)
     assert largest < 2
     assert extracted(fitter, fitter.edges, counts, **signal).local_z.abs().max() > 3
+
+
+class OneAnswer:
+    """A net that holds the same for plausible whatever it sees: a fall that may have a broad bump of a few percent."""
+
+    def __init__(self, bump):
+        self.log_mean, self.basis = 7 - 4 * torch.linspace(0, 1, 50, dtype=torch.float64), bump[:, None]
+
+    def local_model(self, counts, *, edges, mask):
+        m = len(counts)
+        weight, features = (~mask).double(), counts.new_zeros(m, 1)
+        return LocalModel(self.log_mean.expand(m, -1), self.basis.expand(m, -1, -1), weight, features, torch.ones(m))
+
+    def yield_scale(self, features):
+        return torch.ones(len(features), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("is_background", [True, False])
+def test_a_background_that_goes_further_than_expected_is_no_discovery(is_background, monkeypatch):
+    edges = torch.linspace(100, 600, 51, dtype=torch.float64)
+    centers = (edges[1:] + edges[:-1]) / 2
+    template = gaussian_hypotheses(edges, width=0.1, mass=[300.0]).templates
+    net = OneAnswer(0.04 * torch.exp(-0.5 * ((centers - 300) / 40) ** 2))
+    background = (net.log_mean + (8.0 if is_background else 0.0) * net.basis[:, 0]).exp()
+    narrow = gaussian_hypotheses(edges, width=0.03, mass=[300.0]).templates
+    counts = (background + (0.0 if is_background else 450.0) * narrow[0])[None]
+    of_row = {"spectrum": torch.tensor([0]), "edges": edges, "mask": torch.zeros_like(counts, dtype=torch.bool)}
+
+    def local_z():
+        return float(extraction.extract(net, counts, (template if is_background else narrow)[None], **of_row).local_z)
+
+    with_wider = local_z()
+    monkeypatch.setattr(extraction, "WIDER", ())
+    without = local_z()
+    assert without > 4
+    if is_background:
+        assert with_wider < 0.5 * without
+    else:
+        assert 0.8 * without < with_wider <= without

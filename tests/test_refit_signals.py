@@ -45,6 +45,28 @@ def test_a_strong_signal_is_masked_and_no_longer_pulls(fitter):
     assert ours.median().abs() < 0.5 * talk.median().abs()
 
 
+def test_what_a_strong_signal_has_beside_its_window_does_not_pull_either(fitter):
+    batch = sampled(fitter, 600, events=3000, width=0.1)
+    window = (fitter.edges[:-1] >= 800) & (fitter.edges[1:] <= 1200)
+    truth = batch.background.double()[:, window].sum(-1)
+    bias = (fitter.fit(batch.counts).background[:, window].sum(-1) - truth) / truth.sqrt()
+    assert bias[truth > 10].median().abs() < 0.3  # twice as much with what is beside the windows
+
+
+def test_a_signal_where_there_is_no_background_is_masked_and_not_the_background(fitter):
+    """Far from what a net believes no test counts that takes small steps from there."""
+    batch = sampled(fitter, 2000, events=3000, width=0.1, seed=20210316)
+    at = int(torch.searchsorted(fitter.edges, 1000.0)) - 1
+    window = (fitter.edges[:-1] >= 800) & (fitter.edges[1:] <= 1200)
+    truth = batch.background.double()[:, window].sum(-1)
+    rare = truth < 100
+    fit = fitter.fit(batch.counts[rare])
+    assert rare.sum() > 50
+    assert fit.mask[:, at].double().mean() > 0.97
+    bias = (fit.background[:, window].sum(-1) - truth[rare]) / truth[rare].clamp(min=10).sqrt()
+    assert (bias[fit.converged] < 20).all()
+
+
 def test_masked_bins_leave_the_fit(fitter):
     """Given as a mask the same windows give the same background, whatever stands in them."""
     counts = sampled(fitter, 20, events=1500).counts.double()

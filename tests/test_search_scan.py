@@ -323,11 +323,13 @@ def test_the_largest_excess_of_many_spectra_is_that_of_all_their_hypotheses(back
     same = largest.number == number
     assert same.double().mean() > 0.95
     rows = same.nonzero()[:, 0]
+    # The net answers in float32, and how that rounds depends on what else it is asked.
+    rounding = 1e-5
     for name in ("yields", "error", "local_z"):
         of_best = getattr(every, name).gather(1, number[:, None])[:, 0]
-        assert_allclose(getattr(largest, name)[rows], of_best[rows], rtol=1e-6)
+        assert_allclose(getattr(largest, name)[rows], of_best[rows], rtol=rounding)
     assert (z - largest.local_z).max() < 0.3  # where another was not asked about again
-    assert (largest.local_z <= z + 1e-9).all()
+    assert (largest.local_z <= z + rounding).all()
     # The same p-value as from one spectrum at a time.
     assert_allclose(largest_excess(chain, counts[3:4]).global_p[0], largest.global_p[3], rtol=1e-4)
 

@@ -162,7 +162,8 @@ def test_pseudo_data_are_fitted_and_searched_as_data_are(fitter, task):
     again = fitter.fit(counts, mask=[(2500, 3000)])
     assert torch.equal(found["p_value"], again.p_value)
     assert torch.equal(found["background"], again.background)
-    assert_allclose(found["local_z"], chain(counts).local_z.amax(1), rtol=1e-9)
+    # The net answers in float32, and how that rounds depends on what else it is asked.
+    assert_allclose(found["local_z"], chain(counts).local_z.amax(1), rtol=1e-6)
     one = largest_excess(chain, counts[1:2])
     assert_allclose(found["global_p"][1], one.global_p[0], rtol=1e-6)
     assert toys.identity() != BackgroundToys(chain, task[1] * 2).identity()

@@ -23,16 +23,21 @@ from torch import Tensor
 from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, as_mask
 from specfit.masks import has_sidebands, room_to_mask
 from specfit.net import CalibratedNet, LocalModel
-from specfit.signal.extraction import REACH, extract
+from specfit.signal.extraction import REACH, Rows, extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
-from specfit.signal.joint_fit import fit_jointly
+from specfit.signal.joint_fit import LEAST_EXPECTED, TINY, fit_jointly
 from specfit.signal.look_elsewhere import tube_p_value
 from specfit.signal.score import path_length, score_test
 
-# Widths of a signal that are tried with a net that does not see it.
-FEW = 3
+# Widths of a signal that are tried with a net that does not see it; of those with this share of the largest pull the
+# likeliest is taken.
+FEW, AS_SIGNIFICANT = 3, 0.8
 # The coarse grid that tells where to look closely sees a signal with at least this share of its significance.
 LEAST_OF_COARSE = 0.85
+# So often data that are not described are looked at everywhere, with so many steps to the likeliest yields.
+MOST_LOOKS, EM_STEPS = 2, 20
+# A signal is masked wherever more is expected of it than so many standard deviations of the background of a bin.
+VISIBLE = 0.5
 # Times that the net is asked about masked bins again, and spectra whose scores fit a processor's cache.
 MOST_SETTLING, SCORED_AT_A_TIME = 10, 512
 
@@ -64,14 +69,14 @@ def refit_signals(
     rows, found = torch.arange(len(counts), device=counts.device), []
     for _ in range(MOST_ROUNDS):
         signals = search.significant(spectra, rows)
-        new = search.windows[signals.number] & ~spectra.mask[signals.row]
-        masked = spectra.mask[signals.row]
-        signals = signals.of((new & room_to_mask(new, masked) & has_sidebands(new, masked)).any(-1))
+        window = search.window(signals, spectra.mask[signals.row])
+        possible = window.any(-1)
+        signals, window = signals.of(possible), window[possible]
         rows = signals.row
         if len(rows) == 0:
             break
         found += search.described(signals)
-        spectra.leave_out(rows, search.windows[signals.number], signals.background)
+        spectra.leave_out(signals, window)
         spectra.settle(rows)
     message = (
         f"refit (signals): bumps are masked that at most {100 * false_alarm:g} % of pure backgrounds show anywhere"
@@ -90,7 +95,8 @@ class _Spectra:
         mask: Tensor,
         first: tuple[LocalModel, Tensor] | None,
     ) -> None:
-        self.net, self.counts, self.edges, self.mask = net, counts, edges, mask
+        self.net, self.counts, self.edges, self.mask = net, counts.clone(), edges, mask
+        """Counts without what was found of signals beside their windows."""
         self.data = counts.clone()
         """What the net is shown: counts, and a guess of the background where they are masked."""
         model, log_rate = net.fitted(counts, edges=edges, mask=mask) if first is None else first
@@ -102,9 +108,11 @@ class _Spectra:
         *model, log_rate = (t[rows] for t in self.fitted)
         return LocalModel(*model), log_rate
 
-    def leave_out(self, rows: Tensor, window: Tensor, background: Tensor) -> None:
-        """Masks more bins of some, and asks the net again with a background there."""
+    def leave_out(self, signals: _Significant, window: Tensor) -> None:
+        """Masks windows `(r, n_bins)`, takes what signals have beside them off, and asks the net again."""
+        rows, background = signals.row, signals.background
         self.mask[rows] |= window
+        self.counts[rows] *= background / (background + signals.signal).clamp(min=TINY)
         self._ask(rows, background)
 
     def settle(self, rows: Tensor) -> None:
@@ -136,7 +144,9 @@ class _Significant(NamedTuple):
     local_z: Tensor
     p_value: Tensor
     background: Tensor
-    """Fitted beside the signal, shape `(r, n_bins)`."""
+    """Fitted beside the signal, events, shape `(r, n_bins)`."""
+    signal: Tensor
+    """Fitted events, none for a deficit, shape `(r, n_bins)`."""
 
     def of(self, chosen: Tensor) -> _Significant:
         """Takes some, by a mask `(r,)`."""
@@ -166,19 +176,69 @@ class _Search:
             rows, number, length = self._candidates(spectra, rows)
         if len(rows) == 0:  # nearly every single spectrum: nothing more is asked
             nothing = spectra.data[:0]
-            return _Significant(rows, rows, nothing[:, 0], nothing[:, 0], nothing)
+            return _Significant(rows, rows, nothing[:, 0], nothing[:, 0], nothing, nothing)
         data, mask = spectra.data[rows], spectra.mask[rows]
         number = self._promising(data, mask, spectra.answer(rows)[0], number)
-        each = torch.arange(len(rows), device=rows.device)
+        number, best = self._largest(data, mask, number)
+        self._look_everywhere(data, mask, number, best)
+        # Not the significance of a discovery: to mask a background costs precision, to believe a signal truth.
+        p_value, signal = self._p_value(best.pull, length), best.rate - best.fit.background
+        found = _Significant(rows, number, best.pull, p_value, best.fit.background, signal)
+        return found.of(p_value < self.false_alarm)
+
+    def _look_everywhere(self, data: Tensor, mask: Tensor, number: Tensor, best: Rows) -> None:
+        """Looks for better signals in data that the best so far, `(r,)`, do not describe; both are written over.
+
+        A net that was far off misleads tests that start from there. What it answers to data without a signal, even if
+        that is not the right one, is nearer.
+        """
+        misled = (best.misfit > 1).nonzero()[:, 0]
+        for _ in range(MOST_LOOKS):
+            if len(misled) == 0:
+                break
+            background = best.fit.background[misled]
+            again, other = self._largest(
+                data[misled], mask[misled], self._likeliest(data[misled], mask[misled], background)
+            )
+            better = other.misfit < best.misfit[misled]
+            misled = misled[better]
+            number[misled] = again[better]
+            best.write(misled, other.of(better))
+            misled = misled[best.misfit[misled] > 1]
+
+    def _likeliest(self, data: Tensor, mask: Tensor, background: Tensor) -> Tensor:
+        """Takes the few hypotheses that are likeliest on a known background `(r, n_bins)`, shape `(r, FEW)`."""
+        templates, numbers = self.signals.templates.to(data), []
+        for n, weight, b in zip(data, (~mask).to(data), background.clamp(min=LEAST_EXPECTED), strict=True):
+            shares = templates * weight
+            seen = shares.sum(-1).clamp(min=TINY)
+            yields = torch.full_like(seen, float((n * weight).sum()))
+            for _ in range(EM_STEPS):
+                yields = yields * ((n * shares / (b + yields[:, None] * shares)).sum(-1) / seen)
+            gain = (weight * n * (yields[:, None] * shares / b).log1p()).sum(-1) - yields * seen
+            numbers.append(gain.topk(min(FEW, len(gain))).indices)
+        return torch.stack(numbers)
+
+    def window(self, signals: _Significant, mask: Tensor) -> Tensor:
+        """Returns what to mask for each signal beside what is masked, `(r, n_bins)`; nothing where that cannot be."""
+        near = self.windows[signals.number] & ~mask
+        seen = near | (signals.signal > VISIBLE * signals.background.sqrt()) & ~mask
+
+        def possible(window: Tensor) -> Tensor:
+            return room_to_mask(window, mask) & has_sidebands(window, mask)
+
+        return torch.where(possible(seen), seen, near & possible(near))
+
+    def _largest(self, data: Tensor, mask: Tensor, number: Tensor) -> tuple[Tensor, Rows]:
+        """Takes the hypotheses `(r, n)` out of the data, and keeps the likeliest that is significant, `(r,)`."""
+        each = torch.arange(len(data), device=data.device)
         spectrum = each.repeat_interleave(number.shape[1])
         of_row = (self.net, data, self._columns(number))
         fits = extract(*of_row, spectrum=spectrum, edges=self.edges, mask=mask, trusting=True)
-        # Not the significance of a discovery: to mask a background costs precision, to believe a signal truth.
-        largest = fits.pull.view(number.shape).max(-1)
-        background = fits.fit.background.view(*number.shape, data.shape[1])[each, largest.indices]
-        p_value = self._p_value(largest.values, length)
-        found = _Significant(rows, number[each, largest.indices], largest.values, p_value, background)
-        return found.of(p_value < self.false_alarm)
+        # A narrow signal is told from the background more easily: of the largest pull alone widths come out too small.
+        pull, nll = (t.view(number.shape) for t in (fits.pull, fits.fit.nll))
+        best = nll.masked_fill(pull < AS_SIGNIFICANT * pull.amax(-1, keepdim=True), torch.inf).argmin(-1)
+        return number[each, best], fits.of(each * number.shape[1] + best)
 
     def _candidates(self, spectra: _Spectra, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Takes the spectra whose scores pass; `(r,)`, the best signal of each width, `(r, n)`, path lengths `(r,)`."""

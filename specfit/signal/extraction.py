@@ -13,9 +13,9 @@ For each row, a hypothesis of a spectrum,
 What the fit alone says is :math:`\pm\sqrt{q_0}`, from the likelihoods with and without the signal, and its error. The
 error is made wider, by the product of
 
-- what another background explains: each of the two likelihoods may use whichever of the net's local models describes
-  the data better with it, that of the data with the signal or that of the data without it (discrete profiling,
-  arXiv:1408.6865);
+- what another background explains: each of the two likelihoods may use whichever local model describes the data better
+  with it, that of the data with the signal, that of the data without it, or, at the price of the parameters that it
+  uses more, one that goes several times further from what the net expects (discrete profiling, arXiv:1408.6865);
 - what even both together do not describe, at first or at last (`specfit.signal.misfit`): where a net that has seen the
   signal knows no background for it, another background may be what it does not know;
 - by how much the net's local models miss a background that bends as fast as the signal does, which no likelihood knows:
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from specfit.masks import room_to_mask
 from specfit.net import CalibratedNet, LocalModel
-from specfit.net.posterior import combined
+from specfit.net.posterior import combined, gaussian_prediction
 from specfit.signal.joint_fit import TINY, JointFit, fit_jointly
 from specfit.signal.misfit import misfit
 from specfit.signal.uncertain_error import significance
@@ -58,8 +58,12 @@ SETTLED = 0.05
 LARGEST_SHARE = 10.0
 # Where a background of its own explains a signal, its error grows by no more than this.
 LARGEST_ABSORPTION = 10.0
+# For signals above so many standard deviations a background may be so many times further from what the net expects;
+# an effective parameter that it uses more costs so much of ln L, twice what H. Akaike asks for, IEEE Trans. Autom.
+# Control 19 (1974) 716. Then those above four standard deviations among pure backgrounds are as many as chance allows.
+DOUBTED_ABOVE, WIDER, PRICE = 2.0, (3.0, 10.0), 2.0
 # What has at least this share of the largest significance of a spectrum, or is within this distance, may become it.
-NEAR_SHARE, NEAR_DISTANCE = 0.5, 0.5
+NEAR_SHARE, NEAR_DISTANCE = 0.6, 0.5
 # Spectra that the net sees together.
 SPECTRA_AT_A_TIME = 1024
 
@@ -79,6 +83,8 @@ class Rows(NamedTuple):
     """The same model without the tested signal."""
     widening: Tensor
     """By how much the error of the tested yield is wider than this local model knows, shape `(r,)`."""
+    imitation: Tensor
+    """The part of that which is there because backgrounds far from what the net expects imitate it, shape `(r,)`."""
     misfit: Tensor
     """The part of that which is there because background and signals do not describe the data, shape `(r,)`."""
     features: Tensor
@@ -97,7 +103,9 @@ class Rows(NamedTuple):
     @property
     def local_z(self) -> Tensor:
         """Signed local significance, shape `(r,)`."""
-        return self.fit.yields[:, 0].sign() * significance(self._root, self.widening)
+        # What a likelihood ratio says is certain: it takes from the significance just its share.
+        z = significance(self._root, self.widening / self.imitation) / self.imitation
+        return self.fit.yields[:, 0].sign() * z
 
     @property
     def pull(self) -> Tensor:
@@ -115,6 +123,15 @@ class Rows(NamedTuple):
         fit, without = (JointFit(*(t[chosen] for t in one)) for one in (self.fit, self.without))
         data, columns, *others = (t[chosen] for t in (self.data, self.columns, *self[5:]))
         return Rows(data, columns, model, fit, without, *others)
+
+    def write(self, which: Tensor, others: Rows) -> None:
+        """Puts what was found for others in the place of some, by indices `(r,)`; data and columns are the same."""
+        for kept, changed in zip(self._found, others._found, strict=True):
+            kept[which] = changed
+
+    @property
+    def _found(self) -> tuple[Tensor, ...]:
+        return *self.model, *self.fit, *self.without, *self[5:]
 
 
 def extract(
@@ -163,7 +180,7 @@ def extract_largest(
     """
     first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask)
     nothing = torch.ones_like(first.widening)
-    first = _calibrated(net, first, edges, mask[spectrum], absorption=nothing, undescribed=nothing)
+    first = _calibrated(net, first, edges, mask[spectrum], explained=(nothing, nothing), undescribed=nothing)
     z = _significances(first)
     largest = _largest_of_each(z, spectrum, len(counts))
     rows = (z >= torch.minimum(NEAR_SHARE * largest, largest - NEAR_DISTANCE)[spectrum]).nonzero()[:, 0]
@@ -201,9 +218,8 @@ def _first(
     number = torch.arange(len(spectrum), device=counts.device)
     peaks = columns[each.scatter_reduce(0, spectrum, number, "amin"), 1:]
     if peaks.shape[1]:  # nor does the net see the known peaks
-        alone = _without_signals_for_the_net(
-            net, _fitted(counts, peaks, once, mask=mask), edges, mask, seen=slice(None)
-        )
+        of_peaks = _fitted(counts, peaks, once, mask=mask)
+        alone = _without_signals_for_the_net(net, of_peaks, edges, mask, seen=slice(None))
         once, without = alone.model, alone.fit
     else:
         without = _alone(counts, peaks, once, mask)
@@ -224,7 +240,7 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, without: JointFit 
     start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
     fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
     none = torch.ones_like(fit.nll)
-    return Rows(data, columns, model, fit, without, none, none, data.new_zeros(len(data), 0))
+    return Rows(data, columns, model, fit, without, none, none, none, data.new_zeros(len(data), 0))
 
 
 def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor, *, trusting: bool = False) -> Rows:
@@ -233,11 +249,18 @@ def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor, *, t
     undescribed = misfit(first.fit, first.model, (~mask).to(first.data))
     rows = first if trusting else _without_windows_for_the_net(net, first, edges, mask)
     rows = _without_signals_for_the_net(net, rows, edges, mask, seen=slice(0, 1))
-    return _calibrated(net, rows, edges, mask, absorption=_absorption(rows, *at_first), undescribed=undescribed)
+    explained = _explained(rows, *at_first, mask, wider=() if trusting else WIDER)
+    return _calibrated(net, rows, edges, mask, explained=explained, undescribed=undescribed)
 
 
 def _calibrated(
-    net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, *, absorption: Tensor, undescribed: Tensor
+    net: CalibratedNet,
+    rows: Rows,
+    edges: Tensor,
+    mask: Tensor,
+    *,
+    explained: tuple[Tensor, Tensor],
+    undescribed: Tensor,
 ) -> Rows:
     """Widens the errors by what another background explains, what nothing describes, and what simulation taught."""
     weight = (~mask).to(rows.data)
@@ -250,8 +273,9 @@ def _calibrated(
         variance=rows.fit.covariance[:, 0, 0],
     )
     undescribed = torch.maximum(undescribed, misfit(rows.fit, rows.model, weight))
-    widening = absorption * undescribed * net.yield_scale(features)
-    return rows._replace(widening=widening, misfit=undescribed, features=features)
+    absorption, imitation = explained
+    widening = absorption * imitation * undescribed * net.yield_scale(features)
+    return rows._replace(widening=widening, imitation=imitation, misfit=undescribed, features=features)
 
 
 def _without_windows_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor) -> Rows:
@@ -265,7 +289,7 @@ def _without_windows_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, 
         new = _asked_again(net, rows.of(asked), edges, mask[asked], hidden[asked])
         # Where nothing beside the window holds a background, it may miss the data altogether.
         good = new.fit.nll < rows.fit.nll[asked] + AS_WELL
-        _write_over(rows, asked[good], new.of(good))
+        rows.write(asked[good], new.of(good))
     return rows
 
 
@@ -278,7 +302,7 @@ def _without_signals_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, 
             break
         before = rows.fit.yields[moving]
         new = _asked_again(net, rows.of(moving), edges, mask[moving], mask[moving])
-        _write_over(rows, moving, new)
+        rows.write(moving, new)
         size = new.fit.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
         moving = moving[((new.fit.yields - before).abs() > SETTLED * size)[:, seen].any(-1)]
     return rows
@@ -297,19 +321,46 @@ def _asked_again(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, hi
     background, signal = rows.fit.background, combined(rows.fit.yields, rows.columns.mT)
     share = background / (background + signal).clamp(min=TINY)
     cleaned = torch.where(hidden, background, rows.data * share.clamp(max=LARGEST_SHARE))
-    return _fitted(rows.data, rows.columns, _plausible(net, cleaned, edges=edges, mask=hidden), mask=mask)
+    new = _fitted(rows.data, rows.columns, _plausible(net, cleaned, edges=edges, mask=hidden), mask=mask)
+    return rows._replace(model=new.model, fit=new.fit, without=new.without)
 
 
-def _write_over(rows: Rows, which: Tensor, new: Rows) -> None:
-    """Puts models and fits in the place of those of some rows, by indices."""
-    for whole, part in zip(rows[2:5], new[2:5], strict=True):  # model, fit, without
-        for kept, changed in zip(whole, part, strict=True):
-            kept[which] = changed
+def _explained(
+    rows: Rows, with_signal: Tensor, without: Tensor, mask: Tensor, *, wider: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """Returns by how much less significant signals are when other local models count too.
+
+    Args:
+        rows: Signals, with the local model of the last pass.
+        with_signal: Negative log-likelihoods for the local model of the first pass, shape `(r,)`.
+        without: The same without the tested signal.
+        mask: True for bins that weigh nothing, shape `(r, n_bins)`.
+        wider: So many times further than the net expects others may go.
+
+    Returns:
+        Two factors `(r,)`: for that of the first pass, and for those further from what the net expects.
+    """
+    with_signal, without = torch.minimum(rows.fit.nll, with_signal), torch.minimum(rows.without.nll, without)
+    alone, both = (
+        (one - other).clamp(min=TINY) for one, other in ((rows.without.nll, rows.fit.nll), (without, with_signal))
+    )
+    absorption = (alone / both).sqrt().clamp(1.0, LARGEST_ABSORPTION)
+    doubted = (alone > DOUBTED_ABOVE**2 / 2).nonzero()[:, 0]
+    if wider and len(doubted) > 0:
+        some, weight = rows.of(doubted), (~mask[doubted]).to(rows.data)
+        used = _n_parameters(some.without, some.model.basis, weight)
+        for factor in wider:
+            basis = factor * some.model.basis
+            problem = (some.data, some.model.log_mean, basis)
+            alone_wider = fit_jointly(*problem, some.columns[:, 1:], weight=weight)
+            both_wider = fit_jointly(*problem, some.columns, weight=weight)
+            price = PRICE * (_n_parameters(alone_wider, basis, weight) - used)
+            for best, other in ((without, alone_wider), (with_signal, both_wider)):
+                best[doubted] = torch.minimum(best[doubted], other.nll + price)
+    imitation = (both / (without - with_signal).clamp(min=TINY)).sqrt().clamp(1.0, LARGEST_ABSORPTION)
+    return absorption, imitation
 
 
-def _absorption(rows: Rows, with_signal: Tensor, without: Tensor) -> Tensor:
-    """Returns by how much less significant signals are when the local models of the first pass count too, `(r,)`."""
-    alone = rows.without.nll - rows.fit.nll
-    both = torch.minimum(rows.without.nll, without) - torch.minimum(rows.fit.nll, with_signal)
-    ratio = (alone.clamp(min=TINY) / both.clamp(min=TINY)).sqrt()
-    return ratio.clamp(1.0, LARGEST_ABSORPTION)
+def _n_parameters(fit: JointFit, basis: Tensor, weight: Tensor) -> Tensor:
+    log_rate = fit.background.clamp(min=TINY).log()
+    return gaussian_prediction(log_rate, basis, weight).n_parameters

@@ -28,6 +28,8 @@ from specfit.signal.hypotheses import SignalHypotheses
 
 # A hypothesis of which less is left beside what is masked is not tried.
 LEAST_SEEN = 0.5
+# A step that changes the log rate of a bin by more is none that a score knows.
+LARGEST_STEP = 1.0
 # Below this share of excess the likelihood ratio is the square of the score.
 SMALL_EXCESS = 1e-3
 
@@ -52,9 +54,13 @@ def score_test(
     # A step to the mode of the model is taken off: the estimate was found with other weights, or fewer directions.
     away = log_rate - model.log_mean  # B c
     force = combined(weight * (residual + rate * away), model.basis.mT)  # (m, k)
-    lower, imitated = _imitated(rate, model, templates, weight)
+    lower, whitened = _whitened(rate, model, weight)
+    imitated = _imitated(whitened, templates, weight)
     pull = torch.linalg.solve_triangular(lower, force[..., None], upper=False)
-    score = (information * residual + weight * away) @ templates.T - (pull.mT @ imitated)[:, 0]  # (m, h)
+    # No such step leads from one that does not believe what it sees to one that does: there the estimate stays.
+    near = (pull.mT @ whitened - away[:, None]).abs().amax(2) < LARGEST_STEP  # (m, 1)
+    steps = (weight * away) @ templates.T - (pull.mT @ imitated)[:, 0]
+    score = (information * residual) @ templates.T + torch.where(near, steps, 0.0)  # (m, h)
     alone = information @ templates.square().T
     deviation = _deviation(alone, imitated)
     seen = weight @ templates.T
@@ -73,7 +79,8 @@ def path_length(log_rate: Tensor, model: LocalModel, hypotheses: SignalHypothese
         weight: 0 for masked bins.
     """
     templates, rate = hypotheses.templates.to(log_rate), log_rate.exp()
-    information, (_, imitated) = weight / rate, _imitated(rate, model, templates, weight)
+    information, (_, whitened) = weight / rate, _whitened(rate, model, weight)
+    imitated = _imitated(whitened, templates, weight)
     deviation = _deviation(information @ templates.square().T, imitated)
     covariance = information @ (templates[1:] * templates[:-1]).T - (imitated[..., 1:] * imitated[..., :-1]).sum(1)
     angle = (covariance / (deviation[:, 1:] * deviation[:, :-1])).clamp(-1.0, 1.0).arccos()
@@ -82,11 +89,15 @@ def path_length(log_rate: Tensor, model: LocalModel, hypotheses: SignalHypothese
     return torch.where(tried[:, 1:] & tried[:, :-1] & neighbours, angle, 0.0).sum(-1)
 
 
-def _imitated(rate: Tensor, model: LocalModel, templates: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the Cholesky factor of the precision, and what of each template a background imitates, `(m, k, h)`."""
+def _whitened(rate: Tensor, model: LocalModel, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the Cholesky factor of the precision, and directions of which each has that error, `(m, k, n_bins)`."""
     lower = precision_cholesky(model.basis, weight * rate)
-    whitened = torch.linalg.solve_triangular(lower, model.basis.mT, upper=False)  # (m, k, n_bins)
-    return lower, (whitened * weight[:, None]) @ templates.T
+    return lower, torch.linalg.solve_triangular(lower, model.basis.mT, upper=False)
+
+
+def _imitated(whitened: Tensor, templates: Tensor, weight: Tensor) -> Tensor:
+    """Returns what of each template a background imitates, `(m, k, h)`."""
+    return (whitened * weight[:, None]) @ templates.T
 
 
 def _deviation(alone: Tensor, imitated: Tensor) -> Tensor:
