@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specfit.net.posterior import LOG_RATES, precision_cholesky
 from specfit.shapes import Gaussian
 from specfit.signal import fit_jointly
 from specfit.significance import deviance_terms
@@ -57,9 +58,14 @@ def has_lone_peak(counts: Tensor, background: Tensor, edges: Tensor, *, mask: Te
     bin_, flank = _inner_maximum(background, edges)
     for rows in torch.split((flank > 0).nonzero()[:, 0], ROWS_AT_A_TIME):
         problem = _Problem.of(counts[rows], edges, mask[rows])
-        polynomial = problem.without_peak(DEGREE + 1)  # of which a line is one
         net = (deviance_terms(counts[rows], background[rows]) * problem.weight).sum(1) / 2
-        # No peak describes much more than the net: most spectra end here.
+        # No peak describes much more than the net, nor therefore than a polynomial that is near it: most spectra end
+        # here, without a fit.
+        near = (2 * (problem.near(background[rows]) - net) > LEAST_Q0 / 2).nonzero()[:, 0]
+        if len(near) == 0:
+            continue
+        rows, problem, net = rows[near], problem.rows(near), net[near]
+        polynomial = problem.without_peak(DEGREE + 1)  # of which a line is one
         possible = (2 * (polynomial - net) > LEAST_Q0 / 2).nonzero()[:, 0]
         if len(possible) == 0:
             continue
@@ -128,6 +134,14 @@ class _Problem(NamedTuple):
     def rows(self, chosen: Tensor) -> _Problem:
         """Takes some spectra."""
         return _Problem(*(t[chosen] for t in self))
+
+    def near(self, background: Tensor) -> Tensor:
+        """Computes the negative log-likelihood of a polynomial near a background, `(m,)`: no fit is worse."""
+        basis, information = self.basis, (self.weight * background)[..., None]
+        right = basis.mT @ (information * (background.log() - self.log_mean)[..., None])
+        c = torch.cholesky_solve(right, precision_cholesky(basis, information[..., 0]))
+        rate = (self.log_mean + (basis @ c)[..., 0]).clamp(*LOG_RATES).exp()
+        return ((deviance_terms(self.counts, rate) * self.weight).sum(1) + c.square().sum((1, 2))) / 2
 
     def without_peak(self, n_terms: int) -> Tensor:
         """Fits a polynomial alone; negative log-likelihood, `(m,)`."""

@@ -5,9 +5,11 @@ In each round
 1. the score of every hypothesis is computed from the fit of the background alone (`specfit.signal.score`), and the
    p-value of the largest one anywhere (`specfit.signal.look_elsewhere.tube_p_value`);
 2. where that is small, the best signals of different widths are fitted beside the background by a net that does not
-   see them (`specfit.signal.extraction`), and the p-value is that of the largest local significance;
-3. where it is still small, the window of the signal is masked: its bins weigh nothing from then on, the net is shown
-   the background of the joint fit there, and answers again. A window needs bins to believe on both sides.
+   see them (`specfit.signal.extraction`), and the p-value is that of the largest local significance; where even they do
+   not describe the data, the likeliest of all signals is looked for on the background so found, and fitted so;
+3. where it is still small, the window of the signal is masked, and whatever other bins it is visible in: they weigh
+   nothing from then on. What it has beside them is taken off the data, the net is shown the background of the joint
+   fit in the window, and answers again. A window needs bins to believe on both sides.
 """
 
 from __future__ import annotations

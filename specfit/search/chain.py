@@ -22,8 +22,8 @@ from specfit.search.toys.chunks import digest
 from specfit.signal.extraction import Rows, extract, extract_largest
 from specfit.signal.hypotheses import SignalHypotheses
 
-# Rows of spectrum and hypothesis that are fitted together.
-ROWS_AT_A_TIME = 2048
+# Bins of all spectra and hypotheses that are fitted together: many, or threads wait for each other.
+BINS_AT_A_TIME = 250_000
 
 
 class ChainResult(NamedTuple):
@@ -63,8 +63,7 @@ class Chain:
 
     def __call__(self, counts: Tensor) -> ChainResult:
         """Runs the chain on counts `(m, n_bins)`."""
-        at_a_time = max(1, ROWS_AT_A_TIME // len(self.hypotheses))
-        parts = on_all_cores(self._summary, torch.split(counts.double(), at_a_time))
+        parts = on_all_cores(self._summary, torch.split(counts.double(), self.spectra_at_a_time))
         return ChainResult(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
     @torch.no_grad()
@@ -86,6 +85,11 @@ class Chain:
         seen = self.fitter.fill(counts, mask, self.edges)
         rows, which = extract_largest(self._net, seen, columns, spectrum=spectrum, edges=self.edges, mask=mask)
         return rows, which % h
+
+    @property
+    def spectra_at_a_time(self) -> int:
+        """How many spectra a thread takes together."""
+        return max(1, BINS_AT_A_TIME // self.hypotheses.templates.numel())
 
     def weight(self, like: Tensor) -> Tensor:
         """Returns 0 for bins that are left out and 1 for others, in the shape of `like`."""

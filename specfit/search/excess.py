@@ -12,7 +12,7 @@ from torch import Tensor
 from specfit.net.posterior import combined
 from specfit.parallel import on_all_cores
 from specfit.randomness import independent_rng
-from specfit.search.chain import ROWS_AT_A_TIME, Chain
+from specfit.search.chain import Chain
 from specfit.signal.extraction import Rows
 from specfit.signal.joint_fit import TINY
 from specfit.signal.look_elsewhere import SAMPLES, global_p_value_of_maximum, significance_vectors
@@ -53,8 +53,7 @@ def largest_excess(
         p = global_p_of_largest(chain, rows, seed=seed, samples=samples)
         return LargestExcess(number, rows.fit.yields[:, 0], rows.error, rows.local_z, p)
 
-    at_a_time = max(1, ROWS_AT_A_TIME // len(chain.hypotheses))
-    parts = on_all_cores(in_some, torch.split(counts.double(), at_a_time))
+    parts = on_all_cores(in_some, torch.split(counts.double(), chain.spectra_at_a_time))
     return LargestExcess(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
 

@@ -35,7 +35,7 @@ from specfit.search.toys.software import software
 from specfit.search.toys.store import SOFTWARE, open_store
 from specfit.signal.hypotheses import SignalHypotheses, Width
 
-CHUNK = 256
+CHUNK = 512
 # Samples of the field of significances for each global p-value.
 SAMPLES = 4000
 LEVELS = (3.0, 4.0, 5.0)

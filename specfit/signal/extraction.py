@@ -22,7 +22,8 @@ error is made wider, by the product of
   what simulation taught the net (`specfit.signal.yield_error`). The calibration of the background's own error is not in
   it: it answers for what a fit of the background alone does not see, which the second pass finds.
 
-The significance falls with it, and faster where it is large (`specfit.signal.uncertain_error`).
+The significance falls with it, and faster where it is large (`specfit.signal.uncertain_error`); but not where a
+background further from what the net expects makes it: that is a likelihood ratio, which leaves nothing to guess.
 """
 
 from __future__ import annotations
