@@ -36,8 +36,9 @@ from specfit.signal.score import path_length, score_test
 FEW, AS_SIGNIFICANT = 3, 0.8
 # The coarse grid that tells where to look closely sees a signal with at least this share of its significance.
 LEAST_OF_COARSE = 0.85
-# So often data that are not described are looked at everywhere, with so many steps to the likeliest yields.
-MOST_LOOKS, EM_STEPS = 2, 20
+# Data that are described so badly, as a factor on the errors, are looked at everywhere, so often, and with so many steps
+# to the likeliest yields.
+MISLED, MOST_LOOKS, EM_STEPS = 1.5, 2, 20
 # A signal is masked wherever more is expected of it than so many standard deviations of the background of a bin.
 VISIBLE = 0.5
 # Times that the net is asked about masked bins again, and spectra whose scores fit a processor's cache.
@@ -194,7 +195,7 @@ class _Search:
         A net that was far off misleads tests that start from there. What it answers to data without a signal, even if
         that is not the right one, is nearer.
         """
-        misled = (best.misfit > 1).nonzero()[:, 0]
+        misled = (best.misfit > MISLED).nonzero()[:, 0]
         for _ in range(MOST_LOOKS):
             if len(misled) == 0:
                 break
@@ -206,7 +207,7 @@ class _Search:
             misled = misled[better]
             number[misled] = again[better]
             best.write(misled, other.of(better))
-            misled = misled[best.misfit[misled] > 1]
+            misled = misled[best.misfit[misled] > MISLED]
 
     def _likeliest(self, data: Tensor, mask: Tensor, background: Tensor) -> Tensor:
         """Takes the few hypotheses that are likeliest on a known background `(r, n_bins)`, shape `(r, FEW)`."""
