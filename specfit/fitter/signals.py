@@ -36,8 +36,8 @@ from specfit.signal.score import path_length, score_test
 FEW, AS_SIGNIFICANT = 3, 0.8
 # The coarse grid that tells where to look closely sees a signal with at least this share of its significance.
 LEAST_OF_COARSE = 0.85
-# Data that are described so badly, as a factor on the errors, are looked at everywhere, so often, and with so many steps
-# to the likeliest yields.
+# Data that are described so badly, as a factor on the errors, are looked at everywhere, so often, with so many steps to
+# the likeliest yields.
 MISLED, MOST_LOOKS, EM_STEPS = 1.5, 2, 20
 # A signal is masked wherever more is expected of it than so many standard deviations of the background of a bin.
 VISIBLE = 0.5
