@@ -236,5 +236,6 @@ def _card(chain: Chain, rows: Any, seed: int) -> dict[str, Any]:
         "data": digest(probe),
         **chain.identity(),
         "seed": seed,
+        "chunk": CHUNK,
         SOFTWARE: software(),
     }
