@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from specfit.net.posterior import LOG_RATES, precision_cholesky
+from specfit.net.posterior import LOG_RATES, combined, precision_cholesky, solved
 from specfit.shapes import Gaussian
 from specfit.signal import fit_jointly
 from specfit.significance import deviance_terms
@@ -137,11 +137,11 @@ class _Problem(NamedTuple):
 
     def near(self, background: Tensor) -> Tensor:
         """Computes the negative log-likelihood of a polynomial near a background, `(m,)`: no fit is worse."""
-        basis, information = self.basis, (self.weight * background)[..., None]
-        right = basis.mT @ (information * (background.log() - self.log_mean)[..., None])
-        c = torch.cholesky_solve(right, precision_cholesky(basis, information[..., 0]))
-        rate = (self.log_mean + (basis @ c)[..., 0]).clamp(*LOG_RATES).exp()
-        return ((deviance_terms(self.counts, rate) * self.weight).sum(1) + c.square().sum((1, 2))) / 2
+        information = self.weight * background
+        right = combined(information * (background.log() - self.log_mean), self.basis.mT)
+        c = solved(precision_cholesky(self.basis, information), right)
+        rate = (self.log_mean + combined(c, self.basis)).clamp(*LOG_RATES).exp()
+        return ((deviance_terms(self.counts, rate) * self.weight).sum(1) + c.square().sum(1)) / 2
 
     def without_peak(self, n_terms: int) -> Tensor:
         """Fits a polynomial alone; negative log-likelihood, `(m,)`."""

@@ -17,8 +17,8 @@ from workspaces import document, normfactor, normsys, sample
 
 from specfit.net import LocalModel
 from specfit.search.limits import interval, upper_limits
-from specfit.signal.extraction import Rows
 from specfit.signal.joint_fit import fit_jointly
+from specfit.signal.rows import Rows
 
 CENTERS = (np.arange(20) + 0.5) / 20
 PEAK = np.diff(scipy.stats.norm.cdf(np.arange(21) / 20, 0.5, 0.06))

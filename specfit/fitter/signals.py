@@ -25,10 +25,11 @@ from torch import Tensor
 from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Found, Refit, as_mask
 from specfit.masks import has_sidebands, room_to_mask
 from specfit.net import CalibratedNet, LocalModel
-from specfit.signal.extraction import REACH, Rows, extract
+from specfit.signal.extraction import REACH, extract
 from specfit.signal.hypotheses import SignalHypotheses, binwise_hypotheses
 from specfit.signal.joint_fit import LEAST_EXPECTED, TINY, fit_jointly
 from specfit.signal.look_elsewhere import tube_p_value
+from specfit.signal.rows import Rows
 from specfit.signal.score import path_length, score_test
 
 # Widths of a signal that are tried with a net that does not see it; of those with this share of the largest pull the
@@ -98,8 +99,9 @@ class _Spectra:
         mask: Tensor,
         first: tuple[LocalModel, Tensor] | None,
     ) -> None:
-        self.net, self.counts, self.edges, self.mask = net, counts.clone(), edges, mask
-        """Counts without what was found of signals beside their windows."""
+        self.net, self.edges, self.mask = net, edges, mask
+        self.counts = counts.clone()
+        """Without what signals that were found have beside their windows."""
         self.data = counts.clone()
         """What the net is shown: counts, and a guess of the background where they are masked."""
         model, log_rate = net.fitted(counts, edges=edges, mask=mask) if first is None else first
@@ -199,10 +201,8 @@ class _Search:
         for _ in range(MOST_LOOKS):
             if len(misled) == 0:
                 break
-            background = best.fit.background[misled]
-            again, other = self._largest(
-                data[misled], mask[misled], self._likeliest(data[misled], mask[misled], background)
-            )
+            some = data[misled], mask[misled]
+            again, other = self._largest(*some, self._likeliest(*some, best.fit.background[misled]))
             better = other.misfit < best.misfit[misled]
             misled = misled[better]
             number[misled] = again[better]

@@ -19,8 +19,9 @@ from specfit.inference import SpectrumFitter
 from specfit.net import CalibratedNet
 from specfit.parallel import on_all_cores
 from specfit.search.toys.chunks import digest
-from specfit.signal.extraction import Rows, extract, extract_largest
+from specfit.signal.extraction import extract, extract_largest
 from specfit.signal.hypotheses import SignalHypotheses
+from specfit.signal.rows import Rows
 
 # Bins of all spectra and hypotheses that are fitted together: many, or threads wait for each other.
 BINS_AT_A_TIME = 250_000

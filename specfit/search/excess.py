@@ -13,9 +13,9 @@ from specfit.net.posterior import combined
 from specfit.parallel import on_all_cores
 from specfit.randomness import independent_rng
 from specfit.search.chain import Chain
-from specfit.signal.extraction import Rows
 from specfit.signal.joint_fit import TINY
 from specfit.signal.look_elsewhere import SAMPLES, global_p_value_of_maximum, significance_vectors
+from specfit.signal.rows import Rows
 
 # Prior width of the yield of a known peak, as a share of all events: none.
 FREE = 10.0

@@ -25,8 +25,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from specfit.signal.extraction import Rows
 from specfit.signal.joint_fit import TINY, fit_jointly
+from specfit.signal.rows import Rows
 from specfit.stats.limits import BANDS, asymptotic_p_values
 
 # Halvings of a bracket: the end is found to a thousandth of the first step.

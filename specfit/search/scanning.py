@@ -25,10 +25,10 @@ from specfit.search.pseudo_experiments import Report, Running
 from specfit.search.result import KnownPeak, ScanResult
 from specfit.search.toys.chunks import digest
 from specfit.search.toys.p_values import global_p_value
-from specfit.signal.extraction import Rows
 from specfit.signal.hypotheses import SignalHypotheses, Width, gaussian_hypotheses
 from specfit.signal.joint_fit import TINY
 from specfit.signal.look_elsewhere import gross_vitells
+from specfit.signal.rows import Rows
 
 # Level of the confidence limits, and upcrossings are counted at this significance.
 LEVEL, UPCROSSINGS_AT = 0.95, 0.5

@@ -22,7 +22,7 @@ __all__ = [
     "template_hypotheses",
 ]
 
-from specfit.signal.extraction import Rows, extract
+from specfit.signal.extraction import extract
 from specfit.signal.hypotheses import (
     SignalHypotheses,
     binwise_hypotheses,
@@ -30,4 +30,5 @@ from specfit.signal.hypotheses import (
     template_hypotheses,
 )
 from specfit.signal.joint_fit import JointFit, fit_jointly
+from specfit.signal.rows import Rows
 from specfit.signal.score import score_test

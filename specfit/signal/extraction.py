@@ -28,20 +28,19 @@ background further from what the net expects makes it: that is a likelihood rati
 
 from __future__ import annotations
 
-__all__ = ["REACH", "Rows", "extract", "extract_largest"]
+__all__ = ["REACH", "extract", "extract_largest"]
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from specfit.masks import room_to_mask
 from specfit.net import CalibratedNet, LocalModel
-from specfit.net.posterior import combined, gaussian_prediction
-from specfit.signal.joint_fit import TINY, JointFit, fit_jointly
+from specfit.net.posterior import combined
+from specfit.signal.joint_fit import TINY, JointFit, fit_jointly, n_parameters
 from specfit.signal.misfit import misfit
-from specfit.signal.uncertain_error import significance
+from specfit.signal.rows import Rows
 from specfit.signal.yield_error import yield_features
 
 REACH = 2.75
@@ -67,72 +66,6 @@ DOUBTED_ABOVE, WIDER, PRICE = 2.0, (3.0, 10.0), 2.0
 NEAR_SHARE, NEAR_DISTANCE = 0.6, 0.5
 # Spectra that the net sees together.
 SPECTRA_AT_A_TIME = 1024
-
-
-class Rows(NamedTuple):
-    """Everything that is known of each row, a hypothesis of a spectrum."""
-
-    data: Tensor
-    """Events, shape `(r, n_bins)`."""
-    columns: Tensor
-    """Templates, the tested one first, then the known peaks, shape `(r, 1 + q, n_bins)`."""
-    model: LocalModel
-    """What the net holds for plausible without the signal."""
-    fit: JointFit
-    """Background and signals together."""
-    without: JointFit
-    """The same model without the tested signal."""
-    widening: Tensor
-    """By how much the error of the tested yield is wider than this local model knows, shape `(r,)`."""
-    imitation: Tensor
-    """The part of that which is there because backgrounds far from what the net expects imitate it, shape `(r,)`."""
-    misfit: Tensor
-    """The part of that which is there because background and signals do not describe the data, shape `(r,)`."""
-    features: Tensor
-    """What the learned part of that depends on, for who teaches it, shape `(r, N_OF_YIELD)`."""
-
-    @property
-    def error(self) -> Tensor:
-        """Standard error of the tested yield, shape `(r,)`."""
-        return self.fit.covariance[:, 0, 0].sqrt() * self.widening
-
-    @property
-    def rate(self) -> Tensor:
-        """Expected events of background and signals, deficits left out, shape `(r, n_bins)`."""
-        return self.fit.background + combined(self.fit.yields.clamp(min=0.0), self.columns.mT)
-
-    @property
-    def local_z(self) -> Tensor:
-        """Signed local significance, shape `(r,)`."""
-        # What a likelihood ratio says is certain: it takes from the significance just its share.
-        z = significance(self._root, self.widening / self.imitation) / self.imitation
-        return self.fit.yields[:, 0].sign() * z
-
-    @property
-    def pull(self) -> Tensor:
-        """Signed local significance with a certain widening where the data are described, shape `(r,)`."""
-        certain = self.fit.yields[:, 0].sign() * self._root / self.widening
-        return torch.where(self.misfit > 1, self.local_z, certain)
-
-    @property
-    def _root(self) -> Tensor:
-        return (2 * (self.without.nll - self.fit.nll)).clamp(min=0.0).sqrt()
-
-    def of(self, chosen: Tensor) -> Rows:
-        """Takes some, by indices `(r,)`."""
-        model = LocalModel(*(t[chosen] for t in self.model))
-        fit, without = (JointFit(*(t[chosen] for t in one)) for one in (self.fit, self.without))
-        data, columns, *others = (t[chosen] for t in (self.data, self.columns, *self[5:]))
-        return Rows(data, columns, model, fit, without, *others)
-
-    def write(self, which: Tensor, others: Rows) -> None:
-        """Puts what was found for others in the place of some, by indices `(r,)`; data and columns are the same."""
-        for kept, changed in zip(self._found, others._found, strict=True):
-            kept[which] = changed
-
-    @property
-    def _found(self) -> tuple[Tensor, ...]:
-        return *self.model, *self.fit, *self.without, *self[5:]
 
 
 def extract(
@@ -349,19 +282,14 @@ def _explained(
     doubted = (alone > DOUBTED_ABOVE**2 / 2).nonzero()[:, 0]
     if wider and len(doubted) > 0:
         some, weight = rows.of(doubted), (~mask[doubted]).to(rows.data)
-        used = _n_parameters(some.without, some.model.basis, weight)
+        used = n_parameters(some.without, some.model.basis, weight)
         for factor in wider:
             basis = factor * some.model.basis
             problem = (some.data, some.model.log_mean, basis)
             alone_wider = fit_jointly(*problem, some.columns[:, 1:], weight=weight)
             both_wider = fit_jointly(*problem, some.columns, weight=weight)
-            price = PRICE * (_n_parameters(alone_wider, basis, weight) - used)
+            price = PRICE * (n_parameters(alone_wider, basis, weight) - used)
             for best, other in ((without, alone_wider), (with_signal, both_wider)):
                 best[doubted] = torch.minimum(best[doubted], other.nll + price)
     imitation = (both / (without - with_signal).clamp(min=TINY)).sqrt().clamp(1.0, LARGEST_ABSORPTION)
     return absorption, imitation
-
-
-def _n_parameters(fit: JointFit, basis: Tensor, weight: Tensor) -> Tensor:
-    log_rate = fit.background.clamp(min=TINY).log()
-    return gaussian_prediction(log_rate, basis, weight).n_parameters

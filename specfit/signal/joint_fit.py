@@ -16,14 +16,14 @@ Source: Cowan, Cranmer, Gross, Vitells, arXiv:1007.1727 (test statistics).
 
 from __future__ import annotations
 
-__all__ = ["JointFit", "fit_jointly"]
+__all__ = ["JointFit", "fit_jointly", "n_parameters"]
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from specfit.net.posterior import combined, solved
+from specfit.net.posterior import combined, gaussian_prediction, solved
 from specfit.significance import deviance_terms
 
 # A step moves no log rate by more than this, and takes no bin further than this share of the way to zero.
@@ -91,6 +91,17 @@ def fit_jointly(
         parts.append(part._replace(coefficients=torch.nn.functional.pad(part.coefficients, (0, k - size))))
     back = torch.cat(groups).argsort()
     return JointFit(*(torch.cat(field)[back] for field in zip(*parts, strict=True)))
+
+
+def n_parameters(fit: JointFit, basis: Tensor, weight: Tensor) -> Tensor:
+    """Computes the effective number of parameters of the backgrounds, shape `(m,)`.
+
+    Args:
+        fit: Its background counts.
+        basis: That it was fitted with, shape `(m, n_bins, k)`.
+        weight: 0 for masked bins, 1 for others, shape `(m, n_bins)`.
+    """
+    return gaussian_prediction(fit.background.clamp(min=TINY).log(), basis, weight).n_parameters
 
 
 def _minimum(problem: _Problem, state: Tensor) -> JointFit:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from specfit.net.base import LocalModel
-from specfit.net.posterior import gaussian_prediction
-from specfit.signal.joint_fit import TINY, JointFit
+from specfit.signal.joint_fit import JointFit, n_parameters
 
 # The normal deviate that one in a hundred exceeds.
 RARE = 2.326
@@ -33,8 +32,7 @@ def misfit(fit: JointFit, model: LocalModel, weight: Tensor) -> Tensor:
     # With as few degrees of freedom as there can be the limit is lowest: most rows end here.
     rows = (deviance > _rarely_exceeded(seen - model.basis.shape[-1])).nonzero()[:, 0]
     if len(rows) > 0:
-        log_rate = fit.background[rows].clamp(min=TINY).log()
-        used = gaussian_prediction(log_rate, model.basis[rows], weight[rows]).n_parameters
+        used = n_parameters(JointFit(*(t[rows] for t in fit)), model.basis[rows], weight[rows])
         factor[rows] = (deviance[rows] / _rarely_exceeded(seen[rows] - used)).clamp(min=1.0).sqrt()
     return factor
 
