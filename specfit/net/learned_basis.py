@@ -32,13 +32,15 @@ from specfit.net.base import LocalModel
 from specfit.net.dense import Trunk
 from specfit.net.error_scale import CalibratedNet
 from specfit.net.pixelize import FlattenHistogramAndNormalize
-from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, posterior_mode
+from specfit.net.posterior import LARGEST_LOG_SCALE, MOST_STEPS_OF_TRAINING, SETTLED_TO_READ, posterior_mode
 
 GATE_FEATURES = 64
 # Of what simulated backgrounds differ by, what the first stage leaves to the later ones, before any training.
 LEFT_TO_LATER_STAGES = 0.1
 # Events that are added to a bin for its logarithm.
 FEWEST_EVENTS = 0.3
+# The same, for where the search for the first mode begins.
+NEAR_COUNTS = 0.5
 
 
 class LearnedBasisNet(CalibratedNet):
@@ -111,6 +113,7 @@ class LearnedBasisNet(CalibratedNet):
         data, counts = counts.double(), counts.float()
         total = counts.sum(-1, keepdim=True).clamp(min=1.0)
         log_rates, models = [(total / data.shape[1]).log().double().expand_as(data)], []
+        near, most_steps = (data + NEAR_COUNTS).log(), MOST_STEPS_OF_TRAINING if self.training else None
         seen, residual = counts, torch.zeros_like(counts)
         for part in self.parts:
             is_last = part is self.parts[-1]
@@ -120,7 +123,10 @@ class LearnedBasisNet(CalibratedNet):
             own = log_rates[-1] + mean, basis, weight, features
             models.append(LocalModel(*own, own_share=torch.ones_like(data[:, 0])))
             settled = None if is_last else SETTLED_TO_READ
-            log_rates.append(posterior_mode(*models[-1][:2], data, weight=weight, settled=settled))
+            near = posterior_mode(
+                *models[-1][:2], data, weight=weight, settled=settled, near=near.detach(), most_steps=most_steps
+            )
+            log_rates.append(near)
             if not is_last:
                 seen = log_rates[-1].exp().float()
                 residual = torch.asinh((counts - seen) / seen.clamp(min=1.0).sqrt())

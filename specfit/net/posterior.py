@@ -30,6 +30,8 @@ LARGEST_LOG_SCALE = 4.0
 # Those that would still move by more standard errors go on to the most steps. What is only read by the next stage of a
 # net need not be as settled as an answer.
 MOST_STEPS, SETTLED, SETTLED_TO_READ = 30, 0.003, 0.1
+# A net that is trained does not wait for the last few of a batch.
+MOST_STEPS_OF_TRAINING = 8
 # Beyond this distance from its mode, in standard errors, a spectrum gives no gradient.
 UNSETTLED = 0.3
 
@@ -42,6 +44,7 @@ def posterior_mode(
     weight: Tensor,
     settled: float | None = None,
     near: Tensor | None = None,
+    most_steps: int | None = None,
 ) -> Tensor:
     """Finds the most probable log rate for a basis on it, by damped Newton steps in its coefficients c.
 
@@ -56,6 +59,7 @@ def posterior_mode(
         settled: A spectrum is done when one more step would move no bin by more of its standard errors;
             None: few enough for an answer.
         near: Log rates that are near the mode, shape `(m, n_bins)`, to start from; they need not be of this basis.
+        most_steps: After so many steps an answer is given, settled or not; None: many.
 
     Returns:
         Log of the expected events at the mode, shape `(m, n_bins)`.
@@ -63,8 +67,8 @@ def posterior_mode(
     start = None if near is None else _projected(near, log_mean, basis, counts, weight)
     settled = SETTLED if settled is None else settled
     if not torch.is_grad_enabled():
-        return _newton(log_mean, basis, counts, weight, settled=settled, start=start)[1]
-    of_fit = log_mean, basis, counts, weight, settled, start
+        return _newton(log_mean, basis, counts, weight, settled=settled, start=start, most_steps=most_steps)[1]
+    of_fit = log_mean, basis, counts, weight, settled, start, most_steps
     log_rate: Tensor = _PosteriorMode.apply(*of_fit)  # type: ignore[no-untyped-call]
     return log_rate
 
@@ -103,8 +107,9 @@ class _PosteriorMode(torch.autograd.Function):
         weight: Tensor,
         settled: float,
         start: Tensor | None,
+        most_steps: int | None,
     ) -> Tensor:
-        c, log_rate = _newton(log_mean, basis, counts, weight, settled=settled, start=start)
+        c, log_rate = _newton(log_mean, basis, counts, weight, settled=settled, start=start, most_steps=most_steps)
         ctx.save_for_backward(basis, counts, weight, log_rate, c[..., None])
         return log_rate
 
@@ -127,7 +132,7 @@ class _PosteriorMode(torch.autograd.Function):
         to_mean, to_basis, to_weight = (
             torch.where(settled.view(-1, *[1] * (t.ndim - 1)), t, 0.0).nan_to_num(0.0, 0.0, 0.0) for t in parts
         )
-        return to_mean, to_basis, None, to_weight, None, None
+        return to_mean, to_basis, None, to_weight, None, None, None
 
 
 @torch.no_grad()
@@ -164,6 +169,7 @@ def _newton(
     *,
     settled: float,
     start: Tensor | None = None,
+    most_steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the coefficients `(m, k)` and the log rates `(m, n_bins)` at the mode."""
     c = basis.new_zeros(basis.shape[::2]) if start is None else start
@@ -172,7 +178,8 @@ def _newton(
     # One row a spectrum, (m, 1, *): what one spectrum takes is the number of operations, not their size.
     c, log_rate, w, weighted = (t[:, None] for t in (c, log_rate, weight, weight * counts))
     b, now, log_now = basis, c, log_rate
-    for done in range(1, MOST_STEPS + 1):
+    most_steps = MOST_STEPS if most_steps is None else most_steps
+    for done in range(1, most_steps + 1):
         information = w * log_now.exp()
         force = torch.baddbmm(now, weighted - information, b, beta=-1)
         # What rounding leaves without a factor stays where it is.
@@ -183,7 +190,7 @@ def _newton(
         # Where a step is short the next one is as its square.
         square = moved.square()
         is_open = (square * square.clamp(max=1.0) * information).amax((1, 2)) > settled**2
-        n_open = int(is_open.sum()) if done < MOST_STEPS else 0
+        n_open = int(is_open.sum()) if done < most_steps else 0
         if 0 < n_open == len(is_open):
             continue
         if rows is None:

@@ -102,8 +102,7 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
     for coordinate in COORDINATES:
         before = estimate - log_widths - mean
         shapes = _chebyshev(_stretched(before, coordinate.curvature), coordinate.directions)
-        amplitudes = [_amplitudes(shapes.shape[2], *one).to(shapes) for one in coordinate.smoothness]
-        basis = torch.stack([shapes * one for one in amplitudes], 1)
+        basis = shapes[:, None] * _amplitudes(shapes.shape[2], coordinate.smoothness).to(shapes)
         m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
         repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
         mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
@@ -244,9 +243,11 @@ def _smooth_fit(
 
 @functools.cache
 @torch.inference_mode(mode=False)  # what is kept is for everybody
-def _amplitudes(n: int, amplitude: float, power: float) -> Tensor:
+def _amplitudes(n: int, smoothness: tuple[tuple[float, float], ...]) -> Tensor:
+    """Returns the amplitudes of n polynomials for each way to be smooth, shape `(len(smoothness), 1, n)`."""
     k = torch.arange(n, dtype=torch.float64)
-    return torch.where(k < 2, OF_A_LINE, amplitude / (1 + k / 2).pow(power))
+    size, power = torch.tensor(smoothness, dtype=torch.float64)[..., None, None].unbind(1)
+    return torch.where(k < 2, OF_A_LINE, size / (1 + k / 2).pow(power))
 
 
 def _stretched(log_density: Tensor, curvature: float) -> Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 __all__ = ["FitterModule"]
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -101,6 +100,9 @@ class FitterModule(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Clips the gradient; one that is not finite moves nothing."""
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip or math.inf)
+        parameters = [p for p in self.net.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters])
         if not norm.isfinite():
             optimizer.zero_grad(set_to_none=True)
+        elif self.clip is not None and norm > self.clip:  # most are not, and need not be written again
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)

@@ -33,7 +33,7 @@ ABOVE_CENTER = 0.1
 # A search ends where a step promises less, and is given up where so many times its promise is not enough, or where it
 # is farther than so many times what is of interest, half as far with every step. The second order exaggerates how far
 # bins without events are, up to twice.
-MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST, EXAGGERATED = 6, 15, 0.3, 20.0, 30000.0, 2.0
+MOST_ROUNDS, MOST_STEPS, SETTLED, HOPELESS, FARTHEST, EXAGGERATED = 6, 15, 0.3, 10.0, 30000.0, 2.0
 FIRST_DAMPING, CERTAIN_DAMPING, MOST_DAMPING, RELIEF, PENALTY = 1e-3, 1.0, 1e4, 0.2, 8.0
 # No guess of a bend between neighbouring bins is larger.
 LARGEST_BEND = 8.0
