@@ -5,8 +5,9 @@ one spectrum and `(n_spectra,)` for many. Everything is a float64 tensor; `numpy
 
 Conventions: masked bins (replaced or left out by a refit) enter neither the deviance nor its degrees of freedom. Nor do
 gaps of the spectrum, which also count in no total and have no significance: there the background is the interpolation.
-Weighted contents are treated as scaled Poisson counts (G. Bohm, G. Zech, arXiv:1309.1287): a content n with variance v
-counts as n^2 / v events.
+Weighted contents are treated as scaled Poisson counts (G. Bohm, G. Zech, arXiv:1309.1287). How well data and background
+agree is judged bin by bin, a content n with variance v counts as n^2 / v events. The fit itself takes one scale for all
+bins, their sum of v over their sum of n, and its message says so where the weights of bins differ much.
 """
 
 from __future__ import annotations
@@ -169,11 +170,7 @@ class BackgroundFit:
     @property
     def _events_scale(self) -> Tensor:
         """Content units per event: 1 for counts, variance over content for weighted contents."""
-        counts, variances = self.spectrum.counts, self.spectrum.variances
-        if variances is None:
-            return torch.ones_like(counts)
-        known = (counts > 0) & (variances > 0)
-        return torch.where(known, variances / torch.where(known, counts, 1.0), self.spectrum.content_per_event)
+        return self.spectrum.content_per_event_of_bins
 
     def _summary_of(self, index: int) -> dict[str, Any]:
         fit = self[index] if self.spectrum.is_batch else self

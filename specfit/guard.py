@@ -63,7 +63,13 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    counts: Tensor, prediction: Prediction, *, mask: Tensor, left_out: Tensor, edges: Tensor | None = None
+    counts: Tensor,
+    prediction: Prediction,
+    *,
+    mask: Tensor,
+    left_out: Tensor,
+    weights: Tensor | None = None,
+    edges: Tensor | None = None,
 ) -> Verdict:
     """Judges fits.
 
@@ -72,12 +78,14 @@ def judge(
         prediction: The background with its error.
         mask: True for bins that did not count in the fit, shape `(m, n_bins)`.
         left_out: True for those of them that the caller left out.
+        weights: What counts stand for in each bin of weighted contents, over the average, shape `(m, n_bins)`.
         edges: Bin edges, shape `(n_bins + 1,)`, to look for a peak that the fit follows; None does not look.
     """
     background = prediction.background
     usable = (background.isfinite() & (background > 0)).all(-1)
     safe = torch.where(usable[:, None], background, 1.0)
-    deviance = deviance_terms(counts, safe).masked_fill(mask, 0.0).sum(-1)
+    terms = deviance_terms(counts, safe) if weights is None else deviance_terms(counts / weights, safe / weights)
+    deviance = terms.masked_fill(mask, 0.0).sum(-1)
     ndf = ((~mask).sum(-1) - prediction.n_parameters.nan_to_num(0.0)).clamp(min=1.0)
     agrees = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
     masked = (mask & ~left_out).sum(-1) <= MOST_MASKED * (~left_out).sum(-1)

@@ -27,7 +27,7 @@ from specfit.guard import Verdict, judge
 from specfit.masks import bridged, describe_gaps, left_out_bins
 from specfit.net import BackgroundNet, CalibratedNet, LocalModel, Prediction
 from specfit.parallel import on_all_cores
-from specfit.spectrum import MOST_EVENTS, Spectrum
+from specfit.spectrum import Spectrum, check_events, describe_weights
 
 RefitRule = Literal["signals", "windows", "talk"] | bool | None
 REFITS = ("signals", "windows", "talk")
@@ -155,19 +155,18 @@ class SpectrumFitter:
         # Plain counts are events already: nothing is scaled, and nothing back.
         scale = None if read.variances is None else read.content_per_event.view(-1, 1)
         events = counts if scale is None else counts / scale
-        if events.max() > MOST_EVENTS:
-            raise InputError(
-                f"counts: {events.max():.3g} events in a bin came; beyond {MOST_EVENTS:g} one more is none; "
-                "give variances if these are weights, or smaller units"
-            )
-        pieces = zip(*(torch.split(t, _spectra_together(events, rule)) for t in (events, left_out)), strict=True)
-        parts = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], read.edges, rule), pieces)
+        check_events(events)
+        weights = None if scale is None else read.content_per_event_of_bins.view_as(counts) / scale
+        split = [torch.split(t, _spectra_together(events, rule)) for t in (events, left_out)]
+        weighted = [None] * len(split[0]) if weights is None else torch.split(weights, len(split[0][0]))
+        pieces = zip(*split, weighted, strict=True)
+        parts = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], piece[2], read.edges, rule), pieces)
         prediction = Prediction(*_joined([part.prediction for part in parts]))
         verdict = Verdict(*_joined([part.verdict for part in parts]))
         refits = [part.refit for part in parts]
         masks, iterations = (torch.cat([getattr(r, name) for r in refits]) for name in ("mask", "iterations"))
         if read.is_weighted:
-            note.append("weighted contents, fitted as scaled Poisson counts")
+            note += describe_weights(read)
         elif read.variances is None and (counts != counts.round()).any():
             note.append("contents are no whole numbers and came without variances: taken for numbers of events")
         note += describe_gaps(read)
@@ -198,8 +197,10 @@ class SpectrumFitter:
         return torch.where(left_out, self.net.predict(counts, edges=edges, mask=left_out).background, counts)
 
     @torch.inference_mode()  # a tenth faster than without gradients alone
-    def _fit_some(self, events: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> _Fitted:
-        """Fits some spectra on one thread."""
+    def _fit_some(
+        self, events: Tensor, left_out: Tensor, weights: Tensor | None, edges: Tensor, rule: str | None
+    ) -> _Fitted:
+        """Fits some spectra on one thread; `weights` are those of an event of each bin over the average one."""
         counts, edges, left_out = (t.to(self.device) for t in (events, edges, left_out))
         counts = self.fill(counts, left_out, edges)
         prediction, refit = self._refitted(counts, left_out, edges, rule)
@@ -215,9 +216,8 @@ class SpectrumFitter:
         refit = refit._replace(mask=refit.mask.cpu(), iterations=refit.iterations.cpu())
         # A net for one binning knows what it was made for; one for any binning takes a peak for one more smooth shape.
         own = edges.cpu() if self.edges is None else None
-        return _Fitted(
-            prediction, refit, judge(events, prediction, mask=refit.mask, left_out=left_out.cpu(), edges=own)
-        )
+        masks = {"mask": refit.mask, "left_out": left_out.cpu()}
+        return _Fitted(prediction, refit, judge(events, prediction, weights=weights, edges=own, **masks))
 
     def _refitted(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
         """Fits the data as they are, and finds what to mask."""

@@ -40,9 +40,11 @@ def left_out_bins(spectrum: Spectrum, mask: Any) -> Tensor:
     if not left_out.any():
         return left_out
     content = spectrum.counts.view(m, n_bins).masked_fill(left_out, 0.0).sum(-1)
-    if (left_out.sum(-1) > n_bins // 2).any() or (content <= 0).any():
+    too_much = (left_out.sum(-1) > n_bins // 2) | (content <= 0)
+    if too_much.any():
         what = "mask" if spectrum.gaps is None else "mask and gaps of the spectrum together"
-        raise InputError(f"{what}: more than half of the {n_bins} bins, or all of the content, would be left out")
+        which = f" of spectrum {int(too_much.nonzero()[0])}" if m > 1 else ""
+        raise InputError(f"{what}: more than half of the {n_bins} bins{which}, or all content, would be left out")
     return left_out
 
 

@@ -29,7 +29,8 @@ from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter, refit_rule
 from specfit.io.files import write_json
-from specfit.spectrum import Spectrum
+from specfit.masks import left_out_bins
+from specfit.spectrum import Spectrum, check_events
 
 # Files of more rows are streamed, this many at a time.
 LARGE, CHUNK = 4096, 4096
@@ -99,13 +100,14 @@ def fit_file(
     first = slice(0, min(CHUNK, len(counts)))
     with _naming_rows(first):
         reading = fitter.read(np.asarray(counts[first], dtype=np.float64), options.get("edges"))
-    _check_rows(counts, reading.spectrum.edges)
-    fitter = reading.fitter
+    shape, fitter = counts.shape, reading.fitter
+    del counts  # pages of a map that stays open count as memory of the process
+    _check_rows(source, reading.spectrum.edges, options.get("mask"))
     partial, table = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.stem}_fits.npy")
-    done = _start_or_continue(partial, counts.shape, _card(fitter, source, counts, options))
-    progress(done, len(counts))
-    while done < len(counts):
-        rows = slice(done, min(done + CHUNK, len(counts)))
+    done = _start_or_continue(partial, shape, _card(fitter, source, shape, options))
+    progress(done, shape[0])
+    while done < shape[0]:
+        rows = slice(done, min(done + CHUNK, shape[0]))
         try:
             fit = _fit_rows(fitter, source, rows, options)
         except InputError:  # with another source or other options this run is over
@@ -115,7 +117,7 @@ def fit_file(
         _store(partial / "fits.npy", rows, _table(fit))
         done = rows.stop
         write_json(partial / "progress.json", {"done": done})
-        progress(done, len(counts))
+        progress(done, shape[0])
     for name, final in (("background.npy", out), ("fits.npy", table)):
         if (partial / name).exists():  # a run that was killed between the two has moved one
             (partial / name).replace(final)
@@ -124,18 +126,25 @@ def fit_file(
 
 
 def _fit_rows(fitter: SpectrumFitter, source: str, rows: slice, options: dict[str, Any]) -> BackgroundFit:
+    with _naming_rows(rows):
+        return fitter.fit(_read_rows(source, rows), **options)
+
+
+def _read_rows(source: str, rows: slice) -> npt.NDArray[np.float64]:
     # Mapped anew for every piece: pages of a map that stays open count as memory of the process.
     counts = np.load(source, mmap_mode="r", allow_pickle=False)
-    with _naming_rows(rows):
-        return fitter.fit(np.asarray(counts[rows], dtype=np.float64), **options)
+    return np.array(counts[rows], dtype=np.float64)
 
 
-def _check_rows(counts: npt.NDArray[Any], edges: Tensor) -> None:
-    """Refuses a file with a row that is no spectrum, before hours of work."""
-    for start in range(0, len(counts), CHUNK):
-        rows = slice(start, min(start + CHUNK, len(counts)))
+def _check_rows(source: str, edges: Tensor, mask: Any) -> None:
+    """Refuses a file with a row that cannot be fitted, before hours of work."""
+    n_rows = len(np.load(source, mmap_mode="r", allow_pickle=False))
+    for start in range(0, n_rows, CHUNK):
+        rows = slice(start, min(start + CHUNK, n_rows))
         with _naming_rows(rows):
-            Spectrum(np.asarray(counts[rows], dtype=np.float64), edges)
+            spectra = Spectrum(_read_rows(source, rows), edges)
+            check_events(spectra.counts)
+            left_out_bins(spectra, mask)
 
 
 @contextlib.contextmanager
@@ -169,13 +178,13 @@ def _table(fit: BackgroundFit) -> npt.NDArray[Any]:
     return rows
 
 
-def _card(fitter: SpectrumFitter, source: str, counts: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _card(fitter: SpectrumFitter, source: str, shape: tuple[int, ...], options: dict[str, Any]) -> dict[str, Any]:
     """Writes down what a continued run must agree in, under the names that a message can use."""
     edges, mask, rule = options.get("edges"), options.get("mask"), options.get("refit", True)
     state = Path(source).stat()
     return {
         "input": str(Path(source).resolve()),
-        "content of the input": [state.st_size, state.st_mtime_ns, *counts.shape],
+        "content of the input": [state.st_size, state.st_mtime_ns, *shape],
         "edges": None if edges is None else io.parse_edges(edges).tolist(),
         "mask": [] if mask is None else torch.as_tensor(mask).tolist(),
         "refit": refit_rule(rule, fitter.net),

@@ -10,6 +10,7 @@ import specfit
 from specfit import checkpoint
 from specfit.background_fit import draw_backgrounds
 from specfit.errors import InputError
+from specfit.guard import LEAST_P_VALUE
 from specfit.inference import EdgesMismatchError, SpectrumFitter, smooth_background
 from specfit.net import NETS, LearnedBasisNet, TalkNet
 from specfit.search import scan_many
@@ -68,7 +69,7 @@ def test_result_fields_follow_their_definitions(fitter, counts):
 
 
 def test_more_events_than_float64_tells_apart_are_refused(fitter, counts):
-    with pytest.raises(InputError, match=r"^counts: 1e\+300 events in a bin came"):
+    with pytest.raises(InputError, match=r"^counts: 1e\+300 at .*bin 3 came; beyond 1e\+15 events"):
         fitter.fit(np.where(np.arange(12) == 3, 1e300, counts[0]), EDGES)
 
 
@@ -110,6 +111,16 @@ def test_weighted_contents_are_scaled_counts_and_the_result_says_so(fitter, coun
     assert "weighted" in weighted.message
     assert weighted.summary()[0]["weighted"]
     assert "weighted" not in plain.message
+
+
+def test_weights_that_differ_from_bin_to_bin_are_named_and_judged_as_they_are(fitter, counts):
+    weights = torch.where(torch.arange(12) < 6, 0.01, 1.0).double()
+    contents = torch.as_tensor(counts[0]).double() * weights
+    fit = fitter.fit(specfit.Spectrum(contents, EDGES, variances=contents * weights), refit=None)
+    assert "events weigh 0.01 to 1 in different bins" in fit.message
+    assert bool(fit.converged) == bool(fit.p_value >= LEAST_P_VALUE)
+    alike = fitter.fit(specfit.Spectrum(contents, EDGES, variances=0.3 * contents), refit=None)
+    assert "in different bins" not in alike.message
 
 
 def test_bare_counts_take_the_edges_of_the_checkpoint_if_the_length_fits(fitter, counts):

@@ -146,6 +146,22 @@ def test_names_the_row_that_is_no_spectrum(fitter, source, tmp_path, monkeypatch
         streaming.fit_file(fitter, source, str(tmp_path / "out.csv"))
 
 
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ([1e16] * 12, {}, r"counts: 1e\+16 at row 50, bin 0 came"),
+        ([9.0] + [0.0] * 11, {"mask": [(251.0, 260.0)]}, r"mask: .* of row 50, or all content"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_before_the_first_fit(fitter, source, tmp_path, row, options, message):
+    counts = np.load(source).astype(float)
+    counts[50] = row
+    np.save(source, counts)
+    with pytest.raises(InputError, match=message):
+        streaming.fit_file(fitter, source, str(tmp_path / "out.npy"), progress=pytest.fail, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["many.npy"]
+
+
 def test_wrong_edges_are_no_fault_of_a_row(fitter, source, tmp_path):
     with pytest.raises(EdgesMismatchError, match=r"^edges: this checkpoint fits 12 bins .* edges=FILE"):
         streaming.fit_file(fitter, source, str(tmp_path / "out.npy"), edges=2 * EDGES)
