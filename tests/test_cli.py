@@ -12,6 +12,7 @@ import uproot
 
 import specfit
 from specfit import cli
+from specfit.cli.terminal import beside
 
 EDGES = np.geomspace(250, 3000, 51)
 
@@ -47,7 +48,9 @@ def assert_one_clear_line(answer, *words):
         assert word in err
 
 
-@pytest.mark.parametrize("verb", [[], ["predict"], ["train"], ["generate"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["predict"], ["train"], ["generate"], ["scan"], ["validate"], ["fit"], ["categorize"]]
+)
 def test_every_help_has_an_example(run, verb):
     code, out, _ = run(*verb, "--help")
     assert code == 0
@@ -127,7 +130,13 @@ def test_the_same_kind_of_file_comes_out(run, counts):
     assert run("predict", "a.csv")[0] == 0
     assert run("predict", "a.npz", "--out", "b.npz")[0] == 0
     assert run("predict", "a.root:dir/mass")[0] == 0
+    Path("a.root").rename("b.ROOT")
+    before = Path("b.ROOT").read_bytes()
+    assert run("predict", "b.ROOT:dir/mass", "--plot")[0] == 0
+    assert Path("b.ROOT").read_bytes() == before  # nothing is ever written into the input
+    assert Path("b_background.png").exists()
     expected = specfit.smooth_background(counts, EDGES)
+    np.testing.assert_allclose(specfit.read("b_background.ROOT:dir/mass").counts, expected, rtol=1e-6)
     np.testing.assert_allclose(specfit.read("a_background.csv").counts, expected, rtol=1e-6)
     np.testing.assert_allclose(specfit.read("b.npz").counts, expected, rtol=1e-6)
     with uproot.open("a_background.root") as file:
@@ -143,6 +152,17 @@ def test_the_picture_lies_where_it_was_asked_for(run, counts, option, picture):
     assert code == 0
     assert Path(picture).stat().st_size > 5000
     assert picture in out
+
+
+def test_every_histogram_of_a_file_has_a_table_of_its_own():
+    assert beside("dir/a.ROOT:b/mass", "_scan.csv") == Path("dir/a_mass_scan.csv")
+    assert beside("dir/a.csv", "_scan.csv") == Path("dir/a_scan.csv")
+
+
+@pytest.mark.parametrize("mass", ["400:2500:inf", "400:nan:5", "-inf:2500:5"])
+def test_numbers_that_are_not_finite_are_one_line(run, counts, mass):
+    np.save("hist.npy", counts)
+    assert_one_clear_line(run("scan", "hist.npy", f"--mass={mass}"), "--mass", "finite", mass)
 
 
 def test_missing_and_damaged_inputs_are_one_line(run, counts):

@@ -1,7 +1,8 @@
 """The command line: one command a verb; each imports its rooms only when it runs, so that help is instant.
 
-Exit codes: 0 done; 1 a fit that did not converge, a sheet that was not passed, or a fault of specfit (with its
-traceback); 2 the caller's mistake (one line); 130 stopped by Ctrl-C.
+Exit codes: 0 done (a background that cannot be used is a result: it says `converged no`); 1 a likelihood fit or the
+search of one spectrum that did not converge, a sheet that was not passed, or a fault of specfit (with its traceback);
+2 the caller's mistake (one line); 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -117,17 +117,18 @@ def _predict_many(
 
 def _beside(source: str) -> str:
     """Names the output after the input: `hist.npy` to `hist_background.npy`, inside a ROOT file likewise."""
-    file, separator, inside = source.partition(".root:")
-    if separator:
-        return f"{file}_background.root:{inside}"
-    path = Path(source)
-    return str(path.with_name(f"{path.stem}_background{path.suffix}"))
+    from specfit.io.files import locate
+
+    file, inside = locate(source)
+    output = file.with_name(f"{file.stem}_background{file.suffix}")
+    return f"{output}:{inside}" if inside else str(output)
 
 
 def _save_picture(fit: Any, target: str, plot: str) -> str:
     from specfit import plots
+    from specfit.io.files import locate
 
-    beside = str(Path(target.split(".root:")[0]).with_suffix(".png"))
+    beside = str(locate(target).file.with_suffix(".png"))
     first_six = [fit[i] for i in range(min(6, len(fit.background)))] if fit.spectrum.is_batch else []
     figure = plots.draw_examples(first_six) if first_six else fit.plot()
     return str(plots.save(figure, beside if plot == BESIDE_THE_OUTPUT else plot))

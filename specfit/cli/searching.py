@@ -226,7 +226,7 @@ def _grid(text: str) -> Any:
 
     low, high, n = numbers("mass", text, ":", 3)
     if n < 1 or n != int(n) or low > high:
-        raise InputError(f"--mass: LO:HI:N with LO < HI and a whole number N is expected, {text!r} came")
+        raise InputError(f"--mass: LO:HI:N with LO <= HI and a whole number N is expected, {text!r} came")
     return torch.linspace(low, high, int(n), dtype=torch.float64)
 
 

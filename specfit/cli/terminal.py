@@ -14,8 +14,9 @@ __all__ = [
     "range_of",
 ]
 
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from specfit.errors import InputError
 from specfit.progress import changing_bar, progress_bar
@@ -35,6 +36,8 @@ def numbers(name: str, text: str, separator: str, n: int | None) -> list[float]:
         found = [float(part) for part in text.split(separator)]
     except ValueError:
         found = []
+    if not all(map(math.isfinite, found)):
+        raise InputError(f"--{name.replace('_', '-')}: finite numbers are expected, {text!r} came")
     if not found or (n is not None and len(found) != n):
         expected = f"{n} numbers separated by {separator!r}" if n else f"numbers separated by {separator!r}"
         raise InputError(f"--{name.replace('_', '-')}: {expected} are expected, {text!r} came")
@@ -55,9 +58,15 @@ def one_line(error: Exception) -> str:
 
 
 def beside(source: str, ending: str) -> Path:
-    """Names an output after its input: `hist.npy` and `_scan.csv` give `hist_scan.csv`."""
-    path = Path(source.partition(".root:")[0])
-    return path.with_name(f"{path.stem}{ending}")
+    """Names an output after its input: `hist.npy` and `_scan.csv` give `hist_scan.csv`.
+
+    Of `file.root:dir/mass` it is `file_mass_scan.csv`: a file holds many histograms.
+    """
+    from specfit.io.files import locate
+
+    file, inside = locate(source)
+    name = f"{file.stem}_{PurePosixPath(inside).name}" if inside else file.stem
+    return file.with_name(f"{name}{ending}")
 
 
 def print_rows(rows: Mapping[str, str]) -> None:
