@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import hydra
+import lightning.pytorch as pl
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -88,7 +89,7 @@ def test_every_experiment_builds_what_it_names(experiment, tmp_path):
         module.make_scheduler(optimizer, total_steps=100)
     assert instantiate(cfg.trainer, logger=False).max_epochs > 0
     for callback in instantiate(cfg.callbacks).values():
-        assert hasattr(callback, "on_fit_start")
+        assert isinstance(callback, pl.Callback)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -179,7 +180,8 @@ def test_an_unfinished_run_with_another_configuration_is_refused(finished, tmp_p
 
 
 def test_killed_runs_continue_to_the_weights_of_an_undisturbed_one(tmp_path):
-    changes = ["trainer.max_epochs=6", "net=dense", "~callbacks.pictures"]
+    # The net that ships: its first weights are prepared, its errors calibrated in the end.
+    changes = ["trainer.max_epochs=6", "net=learned_basis", "~callbacks.pictures"]
     train(compose(tmp_path / "undisturbed", *changes))
     arguments = command(tmp_path / "killed", *changes)
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -58,7 +58,9 @@ def calibrate_yields(
         seed: Decides the spectra, the signals and the first weights of the scale.
     """
     net.eval()
-    pure = generator.without_signal()
+    # What is emphasised is hard to learn, not likely.
+    prior = generator.without_emphasis() if isinstance(generator, WideGenerator) else generator
+    pure = prior.without_signal()
     n_batches = -(-size // SPECTRA)
     net.yield_scale.load_state_dict(untrained(YieldScale, seed=seed).state_dict())
     features, pulls = _searched(net, pure, n_batches, (seed, 4))

@@ -73,7 +73,10 @@ class FittedSpectra(pl.Callback):
         batch = next(iter(loader))
         counts, truths = (t[:EXAMPLES].cpu().double() for t in (batch.counts, batch.background))
         edges = batch.edges.cpu().double().expand(len(batch.counts), -1)
-        fitter = SpectrumFitter(pl_module.net, None if pl_module.net.n_bins is None else edges[0])
+        # On the device of the training: a fitter takes its net along.
+        fitter = SpectrumFitter(
+            pl_module.net, None if pl_module.net.n_bins is None else edges[0], device=pl_module.device
+        )
         picture = _pixels([fitter.fit(n, e, refit=None) for n, e in zip(counts, edges, strict=False)], truths)
         for logger in loggers:
             logger.experiment.add_image("fits", picture, trainer.global_step, dataformats="HWC")

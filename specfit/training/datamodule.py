@@ -30,7 +30,7 @@ class SpectrumDataModule(pl.LightningDataModule):
         generator: What is sampled; its signal is left out of the validation set.
         batch_size: Spectra a batch.
         batches_per_epoch: Batches between two validations, over all processes.
-        validation_size: Spectra of the validation set, a multiple of `batch_size`.
+        validation_size: Spectra of the validation set, rounded up to whole batches.
         fresh: New spectra in every epoch, or the same `batches_per_epoch * batch_size` again.
         seed: Decides every spectrum.
         device: Where spectra are sampled, such as `"cpu"` or `"cuda"`.
@@ -54,7 +54,7 @@ class SpectrumDataModule(pl.LightningDataModule):
             raise InputError("batch_size, batches_per_epoch and validation_size must be at least 1")
         self.generator = generator
         self.batch_size, self.batches_per_epoch, self.fresh, self.seed = batch_size, batches_per_epoch, fresh, seed
-        self.validation_batches = max(1, validation_size // batch_size)
+        self.validation_batches = -(-validation_size // batch_size)
         self.device, self.num_workers = device, num_workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
