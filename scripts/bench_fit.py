@@ -103,7 +103,7 @@ def _batched(
     yield Measured("functional fit, batched, told N", functions, (CLOCK() - begin) / m)
     nets: tuple[tuple[str, specfit.SpectrumFitter, RefitRule], ...] = (
         ("net, batch", fitter, None),
-        ("net, batch, refit", fitter, "windows"),
+        ("net, batch, refit", fitter, True),
         ("any-binning net, batch", any_binning, None),
     )
     for name, net, rule in nets:

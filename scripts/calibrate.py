@@ -4,7 +4,8 @@ A training ends with these steps; this is for a checkpoint from before them, or 
 stay as they are; its errors, the mean pulls that are taken off its backgrounds, its sense of novelty and the errors of
 signals fitted beside them are learned anew, with --yields only the last. The checkpoint is replaced in one step, in the
 precision that it has, and its card says what was done. Figures of a shipped net are of its old calibration then: unless
-it was --yields they are taken out of the card, and scripts/ship.py measures them again.
+it was --yields they are taken out of the card, and scripts/ship.py measures them again. Without --seed it is that
+of the training.
 
     python scripts/calibrate.py runs/reference
     python scripts/calibrate.py checkpoints/reference.safetensors --size 20000
@@ -30,7 +31,7 @@ from specfit.net import CalibratedNet
 from specfit.training.calibrate import calibrate
 from specfit.training.calibrate_yields import calibrate_yields
 
-SIZE, SEED = 20_000, 1
+SIZE = 20_000
 # A card may come from a stranger: it names only what makes spectra.
 MAKES_SPECTRA = {
     "specfit.SignalPrior",
@@ -43,13 +44,14 @@ MAKES_SPECTRA = {
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Runs the script; returns the figures of the calibration."""
     parser = argument_parser(__doc__)
-    parser.set_defaults(seed=SEED)
+    parser.set_defaults(seed=None)  # of the training: the same calibration that it ended with
     parser.add_argument("checkpoint", help="checkpoint file, folder of a finished run, or name of a shipped net")
     parser.add_argument("--size", type=positive, default=SIZE, help="spectra to learn from (default: %(default)s)")
     parser.add_argument("--yields", action="store_true", help="only the errors of the yields of signals")
     options = parser.parse_args(arguments)
     path = checkpoints.find(options.checkpoint)
     loaded, half = checkpoints.load(path), checkpoints.is_half(path)
+    options.seed = loaded.card.get("seed", 1) if options.seed is None else options.seed
     generator, net = _generator(loaded.card, path.name), loaded.net
     if not isinstance(net, CalibratedNet):
         raise specfit.InputError(f"{path}: a {type(net).__name__} has no errors that can be calibrated")
