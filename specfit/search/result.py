@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from specfit import plots
 from specfit.io.files import write_json
 from specfit.search.tables import checked_ending, write_csv
-from specfit.significance import upper_tail
+from specfit.significance import normal_deviate, upper_tail
 from specfit.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class ScanResult:
     @property
     def global_z(self) -> float:
         """The global p-value as a one-sided significance."""
-        return -float(torch.special.ndtri(torch.tensor(self.global_p, dtype=torch.float64)))
+        return normal_deviate(self.global_p)
 
     @property
     def trial_factor(self) -> float:
