@@ -8,14 +8,17 @@ __all__ = [
     "gaps",
     "numbers",
     "one_line",
+    "print_json",
     "print_rows",
     "print_written",
     "progress_bar",
     "range_of",
 ]
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from specfit.errors import InputError
 from specfit.progress import changing_bar, progress_bar
@@ -58,6 +61,13 @@ def beside(source: str, ending: str) -> Path:
     """Names an output after its input: `hist.npy` and `_scan.csv` give `hist_scan.csv`."""
     path = Path(source.partition(".root:")[0])
     return path.with_name(f"{path.stem}{ending}")
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Prints plain data as JSON, None for numbers that are not finite."""
+    from specfit.io.files import finite_or_none
+
+    print(json.dumps(finite_or_none(content), indent=2, allow_nan=False))
 
 
 def print_rows(rows: Mapping[str, str]) -> None:
