@@ -5,11 +5,14 @@ from __future__ import annotations
 __all__ = ["draw_limits", "draw_local_p", "draw_search"]
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from specfit.plots.look import BAND, DATA, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x, shade
+from specfit.significance import upper_tail
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,10 +78,13 @@ def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
         ax.plot(*_broken(result, chosen, p), color=color, linestyle=style, linewidth=1.3, label=_width(result, chosen))
     ax.set_yscale("log")
     highest = max(3.0, float(result.local_z.max()) + 0.7)
-    last = 0.0
-    for sigma in range(1, int(highest) + 1):
-        height = _tail(sigma)
-        down = np.log(height) / np.log(max(_tail(highest), SMALLEST_P))  # as a share of the axis
+    z = torch.tensor([highest, *range(1, int(highest) + 1)], dtype=torch.float64)
+    lowest, *heights = upper_tail(z).tolist()
+    lowest, last = max(lowest, SMALLEST_P), 0.0
+    for sigma, height in enumerate(heights, 1):
+        if height < lowest:
+            break
+        down = math.log(height) / math.log(lowest)  # as a share of the axis
         if down < last + LEAST_DISTANCE:
             continue
         last = down
@@ -91,7 +97,7 @@ def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
             va="center",
             fontsize=10,
         )
-    ax.set_ylim(max(_tail(highest), SMALLEST_P), 1.0)
+    ax.set_ylim(lowest, 1.0)
     text = f"global p-value {number(result.global_p)}"
     ax.annotate(text, (0.02, 0.06), xycoords="axes fraction", fontsize=11)
     if len(lines) > 1:
@@ -204,12 +210,6 @@ def _broken(result: Any, chosen: np.ndarray, values: np.ndarray) -> tuple[np.nda
     hidden = [bool((mask & (edges[:-1] >= a) & (edges[1:] <= b)).any()) for a, b in itertools.pairwise(mass)]
     at = np.flatnonzero(np.array(hidden, dtype=bool) & (steps > LONG_STEP * usual)) + 1
     return np.insert(mass, at, np.nan), np.insert(values, at, np.nan, axis=0)
-
-
-def _tail(sigma: float) -> float:
-    from scipy.stats import norm
-
-    return float(norm.sf(sigma))
 
 
 def _axes() -> Axes:
