@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from specfit.plots.contents import Points, is_density
 from specfit.plots.look import BAND, DATA, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x, shade
 from specfit.significance import upper_tail
 
@@ -133,27 +134,24 @@ def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
 
 
 def _draw_events(result: Any, ax: Axes) -> None:
-    edges, measured = result.spectrum.edges.numpy(), result.spectrum.measured.numpy()
-    counts = np.where(measured, result.spectrum.counts.numpy(), np.nan)
-    variances, widths = result.spectrum.variances, np.diff(edges)
-    per = widths if widths.max() > 1.2 * widths.min() else np.ones_like(widths)
-    background, signal = result.background.numpy(), result.signal.numpy()
+    edges, points = result.spectrum.edges.numpy(), Points.of(result.spectrum)
+    background, signal = result.background.numpy() / points.unit, result.signal.numpy() / points.unit
     ax.errorbar(
         (edges[1:] + edges[:-1]) / 2,
-        counts / per,
-        np.sqrt(counts if variances is None else variances.numpy()) / per,
+        points.data,
+        points.errors,
         fmt="o",
         color=DATA,
         markersize=3,
         label="Data",
     )
-    ax.stairs(background / per, edges, baseline=None, color=TRUTH, linewidth=1.4, label="Background")
-    ax.stairs((background + signal) / per, edges, baseline=None, color=FIT, linewidth=1.4, label="with best signal")
-    positive = counts[counts > 0] / per[counts > 0]
+    ax.stairs(background, edges, baseline=None, color=TRUTH, linewidth=1.4, label="Background")
+    ax.stairs(background + signal, edges, baseline=None, color=FIT, linewidth=1.4, label="with best signal")
+    positive = points.data[points.data > 0]
     if positive.max() > 50 * positive.min():
         ax.set_yscale("log")
         ax.set_ylim(0.3 * positive.min(), 3 * positive.max())
-    dress(ax, y_label="Events" if per is not widths else "Events / unit of x", font=12)
+    dress(ax, y_label="Events / unit of x" if is_density(result.spectrum) else "Events", font=12)
     i = result.best
     title = (
         f"{result.mass[i]:.5g}: {result.yields[i]:.4g} "
