@@ -201,7 +201,7 @@ def write_json(path: Path | None, options: argparse.Namespace, results: Mapping[
         "versions": {"specfit": specfit.__version__, "torch": torch.__version__},
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "results": results,
+        "results": files.finite_or_none(results),
     }
     files.write_json(path, written)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from specfit.errors import InputError
-from specfit.io.files import write_json
+from specfit.io.files import finite_or_none, write_json
 from specfit.io.tensors import read_tensors, write_tensors
 from specfit.net import NETS, BackgroundNet
 from specfit.resources import folder
@@ -67,7 +67,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
         "format": FORMAT,
         "net": {"name": _name_of(net), "arguments": net.arguments},
         "edges": None if checkpoint.edges is None else checkpoint.edges.tolist(),
-        "card": checkpoint.card,
+        "card": finite_or_none(checkpoint.card),  # a figure that is NaN must not cost the net
     }
     weights = net.state_dict()
     if half:
@@ -77,7 +77,7 @@ def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> Pat
     except (TypeError, ValueError) as error:
         raise InputError(f"card: plain data that JSON can hold is expected ({error})") from None
     write_tensors(path, entry, weights)
-    write_json(path.with_suffix(".json"), checkpoint.card)
+    write_json(path.with_suffix(".json"), header["card"])
     return path
 
 

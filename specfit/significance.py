@@ -29,6 +29,7 @@ __all__ = [
     "binomial_significance",
     "deviance_p_value",
     "deviance_terms",
+    "normal_deviate",
     "poisson_deviance",
     "poisson_significance",
     "upper_tail",
@@ -263,13 +264,14 @@ def deviance_p_value(deviance: Tensor, ndf: Tensor) -> Tensor:
 
 
 def upper_tail(z: Tensor) -> Tensor:
-    """Computes the one-sided p-value of significances, however large.
-
-    Args:
-        z: Any shape.
-    """
+    """Computes the one-sided p-value of significances `z` of any shape, however large."""
     p: Tensor = torch.special.log_ndtr(-z).exp()  # `ndtr` is 0 from 8.3 standard deviations on
     return p
+
+
+def normal_deviate(p: float) -> float:
+    r"""Returns the significance :math:`-\Phi^{-1}(p)` of a one-sided p-value; infinite for 0 and 1."""
+    return -float(torch.special.ndtri(torch.tensor(p, dtype=torch.float64)))
 
 
 def _significance(n: Tensor, b: Tensor, variance: Tensor, *, excess: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from specfit import io
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter, refit_rule
-from specfit.io.files import write_json
+from specfit.io.files import finite_or_none, write_json
 from specfit.masks import left_out_bins
 from specfit.spectrum import Spectrum, check_events
 
@@ -186,7 +186,7 @@ def _card(fitter: SpectrumFitter, source: str, shape: tuple[int, ...], options: 
         "input": str(Path(source).resolve()),
         "content of the input": [state.st_size, state.st_mtime_ns, *shape],
         "edges": None if edges is None else io.parse_edges(edges).tolist(),
-        "mask": [] if mask is None else torch.as_tensor(mask).tolist(),
+        "mask": [] if mask is None else finite_or_none(torch.as_tensor(mask).tolist()),
         "refit": refit_rule(rule, fitter.net),
         "net": _digest(fitter),
     }

@@ -200,6 +200,13 @@ def test_refuses_a_card_that_is_not_plain_data(saved):
     assert load(saved).card == CARD
 
 
+def test_a_figure_that_is_nan_does_not_cost_the_net(tmp_path):
+    card = {"figures": {"rms": float("nan"), "bias": 0.5}}
+    path = save(Checkpoint(build("talk"), EDGES, card), tmp_path / "net.safetensors")
+    assert load(path).card == {"figures": {"rms": None, "bias": 0.5}}
+    assert json.loads(path.with_suffix(".json").read_text()) == load(path).card
+
+
 # --- files that are no checkpoint -----------------------------------------------------------------------------------
 
 

@@ -107,6 +107,18 @@ def test_options_that_contradict_each_other_are_refused(run, counts):
     assert_one_clear_line(run("scan", "hist.npy", "--width", "0.05", "--resolution", "50"), "give one of them")
 
 
+def test_a_scan_that_finds_a_deficit_alone_has_no_global_significance(run, counts):
+    counts = counts.copy()
+    counts[(EDGES[1:] > 400) & (EDGES[:-1] < 441)] *= 0.8
+    np.save("hist.npy", counts)
+    code, out, _ = run("scan", "hist.npy", "--mass", "420:420:1", "--out", "scan.json")
+    assert code == 0
+    assert "- sigma, p = 1," in out
+    out = run("scan", "hist.npy", "--mass", "420:420:1", "--out", "scan.json", "--json")[1]
+    for summary in (json.loads(out)["scan"], json.loads(Path("scan.json").read_text())["summary"]):
+        assert (summary["global_p"], summary["global_z"]) == (1.0, None)
+
+
 def test_a_file_of_very_many_spectra_is_streamed(run, counts, monkeypatch):
     monkeypatch.setattr("specfit.streaming.LARGE", 3)
     np.save("many.npy", np.stack([counts, 2 * counts, counts // 2, counts]))

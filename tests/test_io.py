@@ -1,6 +1,8 @@
 """The door: what other programs write is read as they mean it, what we write they read, and no file is half written."""
 
 import errno
+import json
+import math
 import os
 import pickle
 import subprocess
@@ -19,6 +21,7 @@ from uhi.numpy_plottable import NumPyPlottableHistogram
 
 from specfit.errors import InputError
 from specfit.io import like, parse_edges, read, to_hist, write
+from specfit.io.files import finite_or_none, write_json
 from specfit.spectrum import Spectrum
 
 COUNTS = np.array([40.0, 30.5, 0.0, 12.0])
@@ -636,6 +639,16 @@ def test_folders_that_cannot_be_written(tmp_path, weighted, name):
     (tmp_path / name.partition(":")[0]).mkdir()
     with pytest.raises(IsADirectoryError, match="this is a folder; add a file name"):
         write(weighted, tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
+def test_json_has_no_number_that_is_not_finite(tmp_path, value):
+    content = {"a": [1, (2.5, {"b": value})], "c": "text", "d": True, "e": None}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", content)
+    assert list(tmp_path.iterdir()) == []
+    plain = {"a": [1, [2.5, {"b": None}]], "c": "text", "d": True, "e": None}
+    assert json.loads(write_json(tmp_path / "x.json", finite_or_none(content)).read_text()) == plain
 
 
 def test_permissions_are_named(tmp_path, weighted):

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hist.intervals import poisson_interval
 from matplotlib.collections import LineCollection
@@ -17,7 +18,9 @@ from matplotlib.figure import Figure
 
 from specfit import plots
 from specfit.errors import InputError
+from specfit.search import ScanResult
 from specfit.spectrum import Spectrum
+from specfit.stats import ChannelYields
 
 SPECTRA = Path(__file__).resolve().parents[2] / "shared" / "data" / "spectra"
 NAMES = (
@@ -389,6 +392,78 @@ def test_more_examples_than_fit_are_refused(flat, n):
 def test_examples_need_one_text_and_truth_each(flat, name):
     with pytest.raises(InputError, match=f"{name}: 1 came for 2 fits"):
         plots.draw_examples([flat, flat], **{name: [None]})
+
+
+# Searches -------------------------------------------------------------------------------------------------------------
+
+
+def made_scan(spectrum, *, largest_z=3.2):
+    """A search with an excess of a given local significance in the middle."""
+    low, high = spectrum.edges[[0, -1]].tolist()
+    mass = torch.linspace(low, high, 35).double()[1:-1]
+    shape = torch.exp(-(((mass - (low + high) / 2) / (high - low)) ** 2) * 50)
+    one, n_bins = torch.ones(33).double(), spectrum.n_bins
+    return ScanResult(
+        spectrum=spectrum,
+        mass=mass,
+        width=0.05 * mass,
+        yields=20 * one,
+        error=10 * one,
+        error_low=10 * one,
+        error_high=10 * one,
+        local_z=largest_z * shape,
+        limit=30 * one,
+        expected_limits=one[:, None] * torch.tensor([15.0, 20.0, 30.0, 40.0, 55.0]).double(),
+        level=0.95,
+        global_p=0.1,
+        global_p_by={"correlation": 0.1},
+        global_p_interval=None,
+        n_toys=0,
+        background=spectrum.counts + 0.3,
+        signal=torch.ones(n_bins).double(),
+        known=(),
+        mask=torch.zeros(n_bins, dtype=torch.bool),
+        converged=True,
+        message="",
+    )
+
+
+@pytest.mark.parametrize("edges", [np.arange(6.0), np.array([1.0, 2, 4, 7, 11, 16])])
+def test_data_of_a_search_have_the_poisson_interval_of_hist_in_empty_bins_too(edges):
+    counts = np.array([40.0, 12, 3, 0, 1])
+    points = containers(plots.draw_search(made_scan(Spectrum(counts, edges))).axes[0])["Data"]
+    unit = np.diff(edges)
+    np.testing.assert_allclose(points[0].get_ydata(), counts / unit)
+    np.testing.assert_allclose(errors_of(points), poisson_interval(counts) / unit, rtol=1e-12)
+
+
+def test_weighted_data_of_a_search_have_the_square_root_of_their_variance():
+    scanned = made_scan(Spectrum([40.0, 30.0, 6.0], [0, 1, 2, 3], variances=[16.0, 9.0, 4.0]))
+    points = containers(plots.draw_search(scanned).axes[0])["Data"]
+    np.testing.assert_allclose(errors_of(points), [[36, 27, 4], [44, 33, 8]])
+
+
+def test_counts_of_a_channel_have_the_poisson_interval_of_hist():
+    counts = torch.tensor([7.0, 0.0, 2.0]).double()
+    drawn = plots.draw_yields(ChannelYields("SR", counts, *(counts + 0.5 for _ in range(4))))
+    bars = errors_of(containers(drawn.axes[0])["data"])
+    np.testing.assert_allclose(bars, poisson_interval(counts.numpy()), rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("largest_z", "first", "last"), [(0.4, 1, 3), (3.2, 1, 3), (12.0, 3, 12), (205.0, 8, 37)])
+def test_marks_of_standard_deviations_keep_apart_however_large_the_excess(largest_z, first, last):
+    figure = plots.draw_local_p(made_scan(Spectrum([40, 52, 31, 44], [1, 2, 3, 4, 5]), largest_z=largest_z))
+    (ax,) = figure.axes
+    figure.draw_without_rendering()
+    marks = [text for text in ax.texts if "sigma" in text.get_text()]
+    assert [marks[i].get_text() for i in (0, -1)] == [rf"{first}$\sigma$", rf"{last}$\sigma$"]
+    for text in marks:
+        sigma = int(text.get_text().partition("$")[0])
+        assert text.xy[1] == pytest.approx(scipy.stats.norm.sf(sigma), rel=1e-9)
+        assert ax.get_ylim()[0] <= text.xy[1] < 1
+    heights = np.array([ax.transData.transform((1, text.xy[1]))[1] for text in marks])
+    assert (-np.diff(heights) > 0.049 * ax.get_window_extent().height).all()
 
 
 # Residuals ------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from specfit import InputError, Spectrum, SpectrumFitter
 from specfit.search import gaussian_hypotheses, scan, template_hypotheses
 from specfit.search.chain import Chain, ChainResult
 from specfit.search.excess import largest_excess
+from specfit.search.many import FOUND, ManyScans
 from specfit.search.scanning import BackgroundOnly, _without_signal, fitted, make_chain
 
 EDGES = specfit.io.parse_edges("250:3000:50:log")
@@ -146,6 +147,34 @@ def test_several_widths_and_masses_of_ones_own(counts, fitter):
     assert result.mass.tolist() == [700, 900] * 3
     assert_allclose(result.width, np.outer([0.02, 0.05, 0.1], [700, 900]).ravel())
     assert isinstance(result.plot(), Figure)
+
+
+def strictly(text):
+    """Reads JSON as its standard has it: without NaN and infinities."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_deficit_alone_is_written_as_json_that_all_programs_read(background, fitter, tmp_path):
+    deficit = np.random.default_rng(8).poisson(background - 600 * shares(880, 45)).astype(float)
+    result = scan(deficit, EDGES, checkpoint=fitter, mass=[880.0])
+    assert (result.global_p, result.global_z) == (1.0, -np.inf)
+    summary = strictly(result.save(tmp_path / "scan.json").read_text())["summary"]
+    assert summary["global_z"] is None
+    assert summary == result.summary()
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_spectra_none_of_which_converged_are_written_as_json(tmp_path):
+    table = {name: np.full(2, np.nan) for name in FOUND} | {"converged": np.zeros(2, dtype=bool)}
+    found = ManyScans(table, 7)
+    written = strictly(found.save(tmp_path / "many.json").read_text())
+    assert written["summary"]["global_p_over_all"] is written["summary"]["global_p_uniform"] is None
+    assert [row["mass"] for row in written["spectra"]] == [None, None]
+    assert np.isnan(found.global_p)
 
 
 @pytest.mark.parametrize("events", [1, 12])

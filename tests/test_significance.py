@@ -20,8 +20,10 @@ from specfit.significance import (
     binomial_significance,
     deviance_p_value,
     deviance_terms,
+    normal_deviate,
     poisson_deviance,
     poisson_significance,
+    upper_tail,
 )
 
 # observed, expected, uncertainty; bin significance with it, Z_Bi, bin significance without, Poisson tail.
@@ -345,6 +347,16 @@ def test_all_formulae_broadcast_and_keep_the_kind():
 def test_an_uncertainty_broadcasts_over_data_and_expectation():
     z = bin_significance(130, 100, uncertainty=[[0.0], [10.0]])
     assert z.tolist() == [[bin_significance(130, 100)], [bin_significance(130, 100, uncertainty=10)]]
+
+
+@pytest.mark.parametrize("p", [1e-300, 1e-10, 0.0013, 0.3, 0.5, 0.9, 1 - 1e-12])
+def test_a_p_value_is_the_significance_of_scipy_and_back(p):
+    assert normal_deviate(p) == pytest.approx(scipy.stats.norm.isf(p), rel=1e-13)
+    assert upper_tail(torch.tensor(normal_deviate(p), dtype=torch.float64)).item() == pytest.approx(p, rel=1e-10)
+
+
+def test_no_probability_and_certainty_are_infinitely_far():
+    assert (normal_deviate(0.0), normal_deviate(1.0)) == (math.inf, -math.inf)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 from numpy.testing import assert_allclose
 
-from specfit import InputError, Spectrum, cli
+from specfit import InputError, Spectrum, cli, plots
 from specfit.search import Criterion, InjectionResult, ToyStudy, ValidationSheet, validate
 from specfit.search.criteria import criteria_of_toys
 from specfit.search.excess import largest_excess
@@ -51,16 +51,17 @@ def a_study(*, bias=0.0, slope=1.0, width=1.0, p_values=UNIFORM, global_p=UNIFOR
     truth = torch.full((10,), 400.0).double()
     mass = torch.tensor([120.0, 160.0]).double()
     injection = InjectionResult(EDGES, truth, mass, 0.05 * mass, strength, sigma0, yields, error)
-    return ToyStudy("made up", truth, injection, p_values, global_p, truth + shift * 20)
+    nothing = torch.zeros(10, dtype=torch.bool)
+    return ToyStudy("made up", truth, injection, p_values, global_p, truth + shift * 20, 1.0, nothing)
 
 
 def failed(study):
-    lines = criteria_of_toys(study, unit=1.0, seen=torch.ones(10, dtype=torch.bool))
+    lines = criteria_of_toys(study)
     return {line.name for line in lines if line.passed is False}
 
 
 def test_a_model_without_fault_passes_every_criterion():
-    lines = criteria_of_toys(a_study(), unit=1.0, seen=torch.ones(10, dtype=torch.bool))
+    lines = criteria_of_toys(a_study())
     assert {line.name for line in lines if line.passed is not None} == OF_TOYS
     assert failed(a_study()) == set()
 
@@ -86,7 +87,7 @@ def test_every_fault_fails_at_its_own_criterion(fault, criteria):
 
 
 def test_the_stricter_rule_is_told_but_not_asked():
-    lines = {line.name: line for line in criteria_of_toys(a_study(bias=0.3), unit=1.0, seen=torch.ones(10) > 0)}
+    lines = {line.name: line for line in criteria_of_toys(a_study(bias=0.3))}
     strict = lines["Spurious signal, stricter"]
     assert strict.passed is None
     assert strict.comment.startswith("not met")
@@ -95,7 +96,7 @@ def test_the_stricter_rule_is_told_but_not_asked():
 
 def test_values_are_those_of_scipy():
     study = a_study(p_values=UNIFORM**1.2)
-    lines = {line.name: line for line in criteria_of_toys(study, unit=1.0, seen=torch.ones(10) > 0)}
+    lines = {line.name: line for line in criteria_of_toys(study)}
     expected = scipy.stats.kstest((UNIFORM**1.2).numpy(), "uniform").pvalue
     assert_allclose(lines["p-values of fits to pseudo-data"].value, expected)
     assert_allclose(lines["Error of a yield over that with the background known"].value, 2.0)
@@ -104,13 +105,16 @@ def test_values_are_those_of_scipy():
 def test_bins_that_are_left_out_and_the_unit_of_weighted_contents(rng):
     study = dataclasses.replace(a_study(), mean_background=torch.full((10,), 400.0).double())
     study.mean_background[3] += 100
-    seen = torch.ones(10, dtype=torch.bool)
-    line = criteria_of_toys(study, unit=1.0, seen=seen)[1]
+    line = criteria_of_toys(study)[1]
     assert (line.value, line.passed) == (5.0, False)
     assert line.comment.startswith("largest in 130 to 140")
-    assert criteria_of_toys(study, unit=4.0, seen=seen)[1].value == pytest.approx(2.5)
-    seen[3] = False
-    assert criteria_of_toys(study, unit=1.0, seen=seen)[1].value == 0
+    weighted = dataclasses.replace(study, unit=4.0)
+    assert criteria_of_toys(weighted)[1].value == pytest.approx(2.5)
+    masked = dataclasses.replace(study, mask=torch.arange(10) == 3)
+    assert criteria_of_toys(masked)[1].value == 0
+    drawn = plots.draw_background_shift([study, weighted, masked]).axes[0].patches
+    assert [steps.get_data().values[3] for steps in drawn] == pytest.approx([5.0, 2.5, np.nan], nan_ok=True)
+    assert all((np.delete(steps.get_data().values, 3) == 0).all() for steps in drawn)
 
 
 def test_signals_come_back_from_the_shipped_net_on_its_own_task_away_from_the_turn_on(sheet):

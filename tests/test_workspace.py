@@ -299,6 +299,14 @@ def test_writing_and_reading_changes_nothing(name, tmp_path):
     assert_allclose(model.expected_data(start), reference.expected_data(start), rtol=1e-15)
 
 
+def test_an_infinite_bound_is_not_written_as_what_is_no_json(tmp_path):
+    document = workspaces.correlated_shape()
+    document["measurements"][0]["config"]["parameters"] = [{"name": "mu", "bounds": [[0.0, np.inf]]}]
+    with pytest.raises(InputError, match="workspace: a number, such as a bound, is infinite"):
+        Workspace(document).write(tmp_path / "w.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_pyhf_is_not_given_what_it_does_not_know(tmp_path):
     with pytest.raises(
         InputError, match=r"channels\[0\].samples\[0\].modifiers\[3\]: pyhf does not know 'vandermonde'"

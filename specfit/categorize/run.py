@@ -27,7 +27,7 @@ from specfit.categories import (
 )
 from specfit.categorize.study import Pages, Report, Result, Study
 from specfit.errors import InputError
-from specfit.io.files import replacing, write_json
+from specfit.io.files import finite_or_none, replacing, write_json
 from specfit.overrides import run_configured
 from specfit.randomness import independent_rng
 
@@ -62,7 +62,7 @@ def categorize(cfg: DictConfig, *, progress: Progress | None = None) -> Path:
             results.append(_restored(run_dir, json.loads(done.read_text()), cfg, study))
             continue
         results.append(_optimized(run_dir, n, cfg, study, progress))
-        write_json(done, results[-1].summary())
+        write_json(done, finite_or_none(results[-1].summary()))
     return _report(run_dir, pages, replace(study, results=tuple(results)), report)
 
 
@@ -220,7 +220,7 @@ def _summary_file(run_dir: Path, n: int) -> Path:
 def _report(run_dir: Path, pages: Pages, study: Study, report: Report) -> Path:
     comparison = report.draw(study, pages)
     results = [result.summary() for result in study.results]
-    write_json(run_dir / RESULTS, {"results": results, "comparison": comparison})
+    write_json(run_dir / RESULTS, finite_or_none({"results": results, "comparison": comparison}))
     return run_dir
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 __all__ = ["fit", "with_joined_words"]
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from specfit.cli.options import BESIDE_THE_OUTPUT
+from specfit.cli.terminal import print_json
 from specfit.errors import InputError
 
 
@@ -56,10 +56,13 @@ def fit(
     _refuse(of_json if is_yaml else of_yaml, "a workspace in JSON" if is_yaml else "cells of histograms in YAML", model)
     fitted = _fit_cells(model, of_yaml) if is_yaml else _fit_workspace(model, of_json)
     if out is not None:
-        from specfit.io.files import write_json
+        from specfit.io.files import finite_or_none, write_json
 
-        write_json(out, fitted.content)
-    print(json.dumps(fitted.content, indent=2) if as_json else fitted.text)
+        write_json(out, finite_or_none(fitted.content))
+    if as_json:
+        print_json(fitted.content)
+    else:
+        print(fitted.text)
     if not fitted.converged:
         raise typer.Exit(1)
 

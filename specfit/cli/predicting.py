@@ -4,14 +4,13 @@ from __future__ import annotations
 
 __all__ = ["predict"]
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from specfit.cli.options import BESIDE_THE_OUTPUT, AsJson, Checkpoint, Counts, Edges, Mask, edges_of, windows_of
-from specfit.cli.terminal import gaps, print_rows, print_written, progress_bar
+from specfit.cli.terminal import gaps, print_json, print_rows, print_written, progress_bar
 from specfit.errors import InputError
 
 ROWS_SHOWN = 10
@@ -77,7 +76,7 @@ def _predict_few(
     if plot is not None:
         written["picture"] = _save_picture(fit, target, plot)
     if as_json:
-        print(json.dumps({"input": source, **written, "fits": fit.summary()}, indent=2))
+        print_json({"input": source, **written, "fits": fit.summary()})
     else:
         _print_table(fit.summary(), written)
 
@@ -106,7 +105,7 @@ def _predict_many(
     }
     written = {"background": str(done.background), "table": str(done.table)}
     if as_json:
-        print(json.dumps({"input": source, **written, "summary": summary}, indent=2))
+        print_json({"input": source, **written, "summary": summary})
         return
     largest = cast(list[dict[str, float]], summary.pop("largest_excesses"))
     rows = summary | {"largest excesses": ", ".join(f"{x['sigma']:+.2f} (row {x['spectrum']})" for x in largest)}

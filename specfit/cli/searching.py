@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["scan"]
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,7 +23,7 @@ from specfit.cli.options import (
     edges_of,
     windows_of,
 )
-from specfit.cli.terminal import beside, gaps, numbers, print_rows, print_written, progress_bar
+from specfit.cli.terminal import beside, gaps, numbers, print_json, print_rows, print_written, progress_bar
 from specfit.errors import InputError
 
 ROWS_SHOWN = 10
@@ -112,7 +111,7 @@ class _Output(NamedTuple):
         return default if self.plot is None or self.plot == BESIDE_THE_OUTPUT else Path(self.plot)
 
     def print_json(self, summary: dict[str, Any], written: dict[str, str]) -> None:
-        print(json.dumps({"input": self.source, **written, "scan": summary}, indent=2))
+        print_json({"input": self.source, **written, "scan": summary})
 
 
 def _scan_one(output: _Output, options: dict[str, Any]) -> None:
@@ -166,7 +165,7 @@ def _draw_best(source: str, ranking: list[int], folder: Path, options: dict[str,
 def _print_many(summary: dict[str, Any]) -> None:
     top = summary.pop("top")
     above = ", ".join(f"{n} above {level} sigma" for level, n in summary.pop("above").items())
-    print_rows({name.replace("_", " "): f"{value:.6g}" for name, value in summary.items()} | {"local": above})
+    print_rows({name.replace("_", " "): _or_dash(value, ".6g") for name, value in summary.items()} | {"local": above})
     _print_ranking(top)
 
 
@@ -177,7 +176,8 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
         "largest excess": f"at {s['mass']:.5g} (width {s['width']:.3g}), one of {s['hypotheses']} hypotheses",
         "signal": f"{s['signal_events']:.5g} +{s['error_high']:.3g} -{s['error_low']:.3g} events",
         "local": f"{s['local_z']:.2f} sigma, p = {s['local_p']:.3g}",
-        "global": f"{s['global_z']:.2f} sigma, p = {s['global_p']:.3g}, trial factor {s['trial_factor']:.3g}",
+        "global": f"{_or_dash(s['global_z'], '.2f')} sigma, p = {s['global_p']:.3g}, "
+        f"trial factor {_or_dash(s['trial_factor'], '.3g')}",
         "global p by": ", ".join(f"{name} {p:.3g}" for name, p in s["global_p_by"].items()),
         "upper limit": f"{s['limit']:.5g} events at {100 * s['level']:g} % CLs, {s['expected_limit']:.5g} expected",
     }
@@ -185,6 +185,10 @@ def _rows(summary: dict[str, Any]) -> dict[str, str]:
         rows[f"peak at {peak['mass']:g}"] = f"{peak['events']:.5g} +- {peak['error']:.3g} events"
     rows["note" if s["converged"] else "not converged"] = s["message"]
     return rows
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _print_ranking(top: list[dict[str, Any]]) -> None:

@@ -8,15 +8,18 @@ __all__ = [
     "gaps",
     "numbers",
     "one_line",
+    "print_json",
     "print_rows",
     "print_written",
     "progress_bar",
     "range_of",
 ]
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from specfit.errors import InputError
 from specfit.progress import changing_bar, progress_bar
@@ -67,6 +70,13 @@ def beside(source: str, ending: str) -> Path:
     file, inside = locate(source)
     name = f"{file.stem}_{PurePosixPath(inside).name}" if inside else file.stem
     return file.with_name(f"{name}{ending}")
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Prints plain data as JSON, None for numbers that are not finite."""
+    from specfit.io.files import finite_or_none
+
+    print(json.dumps(finite_or_none(content), indent=2, allow_nan=False))
 
 
 def print_rows(rows: Mapping[str, str]) -> None:

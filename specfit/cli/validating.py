@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["validate"]
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specfit.cli.options import Checkpoint, Counts, Edges, Mask, Scheduler, Seed, Store, Workers, edges_of, windows_of
-from specfit.cli.terminal import beside, numbers
+from specfit.cli.terminal import beside, numbers, print_json
 
 if TYPE_CHECKING:
     from specfit.search import ValidationSheet
@@ -70,7 +69,7 @@ def validate(
     )
     written = sheet.save(out or beside(spectrum, "_validation"), title=Path(spectrum).name)
     if as_json:
-        print(json.dumps({"input": spectrum, "sheet": str(written), **sheet.to_dict()}, indent=2))
+        print_json({"input": spectrum, "sheet": str(written), **sheet.to_dict()})
     else:
         _print_table(sheet, written)
     if not sheet.passed:

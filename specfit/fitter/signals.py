@@ -31,6 +31,7 @@ from specfit.signal.joint_fit import LEAST_EXPECTED, TINY, fit_jointly
 from specfit.signal.look_elsewhere import tube_p_value
 from specfit.signal.rows import Rows
 from specfit.signal.score import path_length, score_test
+from specfit.significance import normal_deviate
 
 # Widths of a signal that are tried with a net that does not see it; of those with this share of the largest pull the
 # likeliest is taken.
@@ -171,8 +172,7 @@ class _Search:
         numbers = [torch.arange(path.start, path.stop, 2 if path.stop - path.start > 2 else 1) for path in self.paths]
         self.coarse = signals[torch.cat(numbers[::2])]
         # No path is shorter than a point: below this significance, less what the coarse grid may miss, none passes.
-        least = -torch.special.ndtri(torch.tensor(false_alarm / len(self.paths), dtype=torch.float64))
-        self.least_z = float(LEAST_OF_COARSE * least)
+        self.least_z = LEAST_OF_COARSE * normal_deviate(false_alarm / len(self.paths))
 
     def significant(self, spectra: _Spectra, rows: Tensor) -> _Significant:
         """Finds those of some spectra with a significant signal, at most one in each."""

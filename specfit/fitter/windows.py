@@ -12,7 +12,7 @@ from torch import Tensor
 from specfit.fitter.base import FALSE_ALARM, MOST_ROUNDS, STABLE, Refit, as_mask
 from specfit.masks import room_to_mask
 from specfit.net import Prediction
-from specfit.significance import bin_significance
+from specfit.significance import bin_significance, normal_deviate
 
 # Widths of the windows that are looked at, in bins; wider ones than a quarter of the range are left out.
 WINDOW_WIDTHS = (1, 2, 3, 5, 8, 12)
@@ -42,7 +42,7 @@ def refit_windows(
     n_bins = counts.shape[-1]
     widths = [width for width in WINDOW_WIDTHS if width <= max(1, n_bins // 4)]
     n_windows = sum(n_bins - width + 1 for width in widths)
-    threshold = -float(torch.special.ndtri(torch.tensor(false_alarm / n_windows, dtype=torch.float64)))
+    threshold = normal_deviate(false_alarm / n_windows)
     data, mask = counts.clone(), as_mask(mask, counts)
     iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
     rows, prediction, rounds = torch.arange(len(counts), device=counts.device), first, 0

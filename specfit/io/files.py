@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Place", "check_readable", "locate", "replacing", "write_json"]
+__all__ = ["Place", "check_readable", "finite_or_none", "locate", "replacing", "write_json"]
 
 import json
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,10 +120,20 @@ def write_json(file: str | Path, content: Any) -> Path:
 
     Raises:
         OSError: As `replacing`.
+        ValueError: A number is not finite; `finite_or_none` is for data that may hold such.
     """
     with replacing(Path(file)) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return Path(file)
+
+
+def finite_or_none(content: Any) -> Any:
+    """Returns plain data with None for every number that is not finite: JSON has neither NaN nor infinity."""
+    if isinstance(content, Mapping):
+        return {name: finite_or_none(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_or_none(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _check_folder(file: Path, target: Path) -> None:

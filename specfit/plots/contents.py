@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Contents", "DrawableFit", "is_density", "to_numpy"]
+__all__ = ["Contents", "DrawableFit", "Points", "is_density", "poisson_interval", "to_numpy"]
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -45,6 +45,29 @@ class DrawableFit(Protocol):
     def converged(self) -> Tensor: ...  # noqa: D102
     @property
     def message(self) -> str: ...  # noqa: D102
+
+
+class Points(NamedTuple):
+    """Contents of a spectrum with their error bars, events per bin or per unit of x; NaN in gaps, shape `(n_bins,)`."""
+
+    data: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    unit: np.ndarray
+    """What each bin was divided by: its width, or 1."""
+
+    @classmethod
+    def of(cls, spectrum: Spectrum) -> Points:
+        """Takes the contents of one spectrum, divided by the bin widths where these vary."""
+        counts, gaps = to_numpy(spectrum.counts), ~to_numpy(spectrum.measured)
+        unit = to_numpy(spectrum.widths) if is_density(spectrum) else np.ones_like(counts)
+        data, low, high = (np.where(gaps, np.nan, values) / unit for values in (counts, *_error_bars(spectrum)))
+        return cls(data, low, high, unit)
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Lengths of the error bars below and above, shape `(2, n_bins)`."""
+        return np.stack((self.data - self.low, self.high - self.data))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +112,12 @@ class Contents:
         if expected is not None and expected.shape != counts.shape:
             raise InputError(f"truth: shape {counts.shape} is expected as for the spectrum, {expected.shape} came")
         gaps = ~to_numpy(fit.spectrum.measured)
-        low, high = (np.where(gaps, np.nan, end) for end in _error_bars(fit.spectrum))
-        unit = np.diff(edges) if is_density(fit.spectrum) else np.ones_like(counts)
+        data, low, high, unit = Points.of(fit.spectrum)
         return cls(
             edges=edges,
-            data=np.where(gaps, np.nan, counts) / unit,
-            low=low / unit,
-            high=high / unit,
+            data=data,
+            low=low,
+            high=high,
             background=to_numpy(fit.background) / unit,
             uncertainty=to_numpy(fit.uncertainty) / unit,
             truth=None if expected is None else expected / unit,
@@ -137,6 +159,11 @@ def _error_bars(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
     if spectrum.is_weighted and spectrum.variances is not None:
         spread = np.sqrt(to_numpy(spectrum.variances))
         return counts - spread, counts + spread
+    return poisson_interval(counts)
+
+
+def poisson_interval(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the ends of Garwood's central 68 % interval of a Poisson mean, shape of `counts` each."""
     import scipy.special  # results can be drawn, so that this module comes with every fit
 
     tail = float(scipy.special.ndtr(-1.0))

@@ -5,11 +5,15 @@ from __future__ import annotations
 __all__ = ["draw_limits", "draw_local_p", "draw_search"]
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from specfit.plots.contents import Points, is_density
 from specfit.plots.look import BAND, DATA, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x, shade
+from specfit.significance import upper_tail
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,10 +79,13 @@ def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
         ax.plot(*_broken(result, chosen, p), color=color, linestyle=style, linewidth=1.3, label=_width(result, chosen))
     ax.set_yscale("log")
     highest = max(3.0, float(result.local_z.max()) + 0.7)
-    last = 0.0
-    for sigma in range(1, int(highest) + 1):
-        height = _tail(sigma)
-        down = np.log(height) / np.log(max(_tail(highest), SMALLEST_P))  # as a share of the axis
+    z = torch.tensor([highest, *range(1, int(highest) + 1)], dtype=torch.float64)
+    lowest, *heights = upper_tail(z).tolist()
+    lowest, last = max(lowest, SMALLEST_P), 0.0
+    for sigma, height in enumerate(heights, 1):
+        if height < lowest:
+            break
+        down = math.log(height) / math.log(lowest)  # as a share of the axis
         if down < last + LEAST_DISTANCE:
             continue
         last = down
@@ -91,7 +98,7 @@ def draw_local_p(result: Any, *, ax: Axes | None = None) -> Figure:
             va="center",
             fontsize=10,
         )
-    ax.set_ylim(max(_tail(highest), SMALLEST_P), 1.0)
+    ax.set_ylim(lowest, 1.0)
     text = f"global p-value {number(result.global_p)}"
     ax.annotate(text, (0.02, 0.06), xycoords="axes fraction", fontsize=11)
     if len(lines) > 1:
@@ -127,27 +134,24 @@ def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
 
 
 def _draw_events(result: Any, ax: Axes) -> None:
-    edges, measured = result.spectrum.edges.numpy(), result.spectrum.measured.numpy()
-    counts = np.where(measured, result.spectrum.counts.numpy(), np.nan)
-    variances, widths = result.spectrum.variances, np.diff(edges)
-    per = widths if widths.max() > 1.2 * widths.min() else np.ones_like(widths)
-    background, signal = result.background.numpy(), result.signal.numpy()
+    edges, points = result.spectrum.edges.numpy(), Points.of(result.spectrum)
+    background, signal = result.background.numpy() / points.unit, result.signal.numpy() / points.unit
     ax.errorbar(
         (edges[1:] + edges[:-1]) / 2,
-        counts / per,
-        np.sqrt(counts if variances is None else variances.numpy()) / per,
+        points.data,
+        points.errors,
         fmt="o",
         color=DATA,
         markersize=3,
         label="Data",
     )
-    ax.stairs(background / per, edges, baseline=None, color=TRUTH, linewidth=1.4, label="Background")
-    ax.stairs((background + signal) / per, edges, baseline=None, color=FIT, linewidth=1.4, label="with best signal")
-    positive = counts[counts > 0] / per[counts > 0]
+    ax.stairs(background, edges, baseline=None, color=TRUTH, linewidth=1.4, label="Background")
+    ax.stairs(background + signal, edges, baseline=None, color=FIT, linewidth=1.4, label="with best signal")
+    positive = points.data[points.data > 0]
     if positive.max() > 50 * positive.min():
         ax.set_yscale("log")
         ax.set_ylim(0.3 * positive.min(), 3 * positive.max())
-    dress(ax, y_label="Events" if per is not widths else "Events / unit of x", font=12)
+    dress(ax, y_label="Events / unit of x" if is_density(result.spectrum) else "Events", font=12)
     i = result.best
     title = (
         f"{result.mass[i]:.5g}: {result.yields[i]:.4g} "
@@ -204,12 +208,6 @@ def _broken(result: Any, chosen: np.ndarray, values: np.ndarray) -> tuple[np.nda
     hidden = [bool((mask & (edges[:-1] >= a) & (edges[1:] <= b)).any()) for a, b in itertools.pairwise(mass)]
     at = np.flatnonzero(np.array(hidden, dtype=bool) & (steps > LONG_STEP * usual)) + 1
     return np.insert(mass, at, np.nan), np.insert(values, at, np.nan, axis=0)
-
-
-def _tail(sigma: float) -> float:
-    from scipy.stats import norm
-
-    return float(norm.sf(sigma))
 
 
 def _axes() -> Axes:

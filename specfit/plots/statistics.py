@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specfit.errors import InputError
+from specfit.plots.contents import poisson_interval
 from specfit.plots.look import BAND, DATA, FIT, GUIDE, OVERLAY, TRUTH, add_legend, dress
 
 if TYPE_CHECKING:
@@ -139,7 +140,9 @@ def draw_yields(yields: Any, *, ax: Axes | None = None) -> Figure:
     ax.stairs(after, edges, color=FIT, label="after the fit")
     ax.stairs(after + spread, edges, baseline=after - spread, fill=True, color=BAND, alpha=0.4)
     observed = yields.observed.numpy()
-    ax.errorbar(centres, observed, yerr=np.sqrt(observed), fmt="o", color=DATA, markersize=4, label="data")
+    low, high = poisson_interval(observed)
+    errors = np.stack((observed - low, high - observed))
+    ax.errorbar(centres, observed, yerr=errors, fmt="o", color=DATA, markersize=4, label="data")
     ax.set_ylim(bottom=0)
     dress(ax, x_label=f"bin of {yields.channel}", y_label="events")
     add_legend(ax)

@@ -109,18 +109,17 @@ def draw_p_values(studies: Sequence[Any], *, data: tuple[float, float] | None = 
 
 
 def draw_background_shift(studies: Sequence[Any], *, x_label: str = "x") -> Figure:
-    """Draws the mean fitted background less its truth, in statistical errors of the data.
+    """Draws the mean fitted background less its truth, in statistical errors of the data; not bins that are left out.
 
     Args:
-        studies: Each has a `name`, a `truth`, a `mean_background` and an `injection` with the edges.
+        studies: Each has a `name`, a `background_shift` and an `injection` with the edges.
         x_label: Name of the horizontal axis.
     """
     figure = _figure(8, 3.6)
     ax = figure.add_subplot()
     for study, color in zip(studies, OVERLAY, strict=False):
-        truth, edges = study.truth.numpy(), study.injection.edges.numpy()
-        shift = (study.mean_background.numpy() - truth) / np.sqrt(np.maximum(truth, 1.0))
-        ax.stairs(shift, edges, baseline=None, color=color, linewidth=1.5, label=study.name)
+        edges = study.injection.edges.numpy()
+        ax.stairs(study.background_shift.numpy(), edges, baseline=None, color=color, linewidth=1.5, label=study.name)
     ax.axhline(0, color=DATA, linewidth=0.8)
     scale_x(ax, edges)
     low, high = ax.get_ylim()

@@ -69,6 +69,8 @@ class ToyStudy:
         p_values: Of the fits of the background alone, shape `(n,)`.
         global_p: Of the largest excess of each, shape `(n,)`.
         mean_background: Fitted to it, on average, shape `(n_bins,)`.
+        unit: Content that one event stands for.
+        mask: True for bins that are left out, shape `(n_bins,)`.
     """
 
     name: str
@@ -77,6 +79,15 @@ class ToyStudy:
     p_values: Tensor = field(repr=False)
     global_p: Tensor = field(repr=False)
     mean_background: Tensor = field(repr=False)
+    unit: float
+    mask: Tensor = field(repr=False)
+
+    @property
+    def background_shift(self) -> Tensor:
+        """Mean fitted background less its truth, in statistical errors of the data; NaN where bins are left out."""
+        # A bin of less than one expected event counts with the error of one.
+        error = (self.truth * self.unit).clamp(min=self.unit**2).sqrt()
+        return ((self.mean_background - self.truth) / error).masked_fill(self.mask, torch.nan)
 
 
 def criteria_of_data(
@@ -125,17 +136,11 @@ def criteria_of_data(
     ]
 
 
-def criteria_of_toys(study: ToyStudy, *, unit: float, seen: Tensor) -> list[Criterion]:
-    """Judges the pseudo-experiments of one background.
-
-    Args:
-        study: These.
-        unit: Content that one event stands for.
-        seen: False for bins that are left out, shape `(n_bins,)`.
-    """
+def criteria_of_toys(study: ToyStudy) -> list[Criterion]:
+    """Judges the pseudo-experiments of one background."""
     return [
         _uniform("p-values of fits to pseudo-data", study.name, study.p_values, too_large=FOLLOWS),
-        _stable(study, unit, seen),
+        _stable(study),
         *_spurious(study),
         _injection(study),
         _linear(study),
@@ -156,11 +161,9 @@ def _uniform(name: str, truth: str, p_values: Tensor, *, too_large: str = "") ->
     return Criterion(name, truth, p, threshold, OWN, p > LEAST_P, comment)
 
 
-def _stable(study: ToyStudy, unit: float, seen: Tensor) -> Criterion:
-    # A bin of less than one expected event counts with the error of one.
-    error = (study.truth * unit).clamp(min=unit**2).sqrt()
-    shift = ((study.mean_background - study.truth) / error).masked_fill(~seen, 0.0)
-    worst = int(shift.abs().argmax())
+def _stable(study: ToyStudy) -> Criterion:
+    shift = study.background_shift
+    worst = int(shift.masked_fill(study.mask, 0.0).abs().argmax())
     low, high = study.injection.edges[worst : worst + 2].tolist()
     return Criterion(
         "Mean fitted background against its truth",
@@ -169,7 +172,7 @@ def _stable(study: ToyStudy, unit: float, seen: Tensor) -> Criterion:
         f"within {LARGEST_SHIFT:g} statistical errors of the data in every bin",
         ATLAS_DIJET,
         bool(shift[worst].abs() < LARGEST_SHIFT),
-        f"largest in {low:g} to {high:g}; root mean square {float(shift[seen].square().mean().sqrt()):.2f}",
+        f"largest in {low:g} to {high:g}; root mean square {float(shift[~study.mask].square().mean().sqrt()):.2f}",
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from specfit import plots
-from specfit.io.files import write_json
+from specfit.io.files import finite_or_none, write_json
 from specfit.search.tables import checked_ending, write_csv
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ class InjectionResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the single pseudo-experiments, as plain data; what does not exist is None."""
-        columns = {name: [x if math.isfinite(x) else None for x in c] for name, c in self.table().items()}
-        return {"pseudo_experiments": self.n_toys, "truth": self.truth.tolist(), "points": columns}
+        points = finite_or_none(self.table())
+        return {"pseudo_experiments": self.n_toys, "truth": self.truth.tolist(), "points": points}
 
     def save(self, path: str | Path) -> Path:
         """Writes the table to `.csv`, or everything to `.json`, by the ending of `path`.

@@ -24,7 +24,7 @@ from specfit.arrays import ArrayLike
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
 from specfit.inference import EdgesMismatchError, SpectrumFitter
-from specfit.io.files import check_readable, replacing, write_json
+from specfit.io.files import check_readable, finite_or_none, replacing, write_json
 from specfit.masks import left_out_bins
 from specfit.search.chain import Chain
 from specfit.search.excess import largest_excess
@@ -74,15 +74,15 @@ class ManyScans:
         return float(-np.expm1(used.sum() * np.log1p(-min(self.table["global_p"][used].min(), 1 - 1e-15))))
 
     def summary(self) -> dict[str, Any]:
-        """Returns what counts, as plain data."""
+        """Returns what counts, as plain data; both p-values of all spectra are None if none converged."""
         used = self.table["converged"]
-        z = self.table["local_z"][used]
+        z, p = self.table["local_z"][used], self.table["global_p"][used]
         return {
             "spectra": len(self),
             "not_converged": int((~used).sum()),
             "hypotheses": self.n_hypotheses,
-            "global_p_over_all": self.global_p,
-            "global_p_uniform": float(scipy.stats.kstest(self.table["global_p"][used], "uniform").pvalue),
+            "global_p_over_all": finite_or_none(self.global_p),
+            "global_p_uniform": float(scipy.stats.kstest(p, "uniform").pvalue) if len(p) else None,
             "above": {f"{level:g}": int((z > level).sum()) for level in LEVELS},
             "top": [self.row(i) for i in self.ranking[:10]],
         }
@@ -104,7 +104,7 @@ class ManyScans:
             return target
         rows = [self.row(i) for i in self.ranking]
         if target.suffix == ".json":
-            return write_json(target, {"summary": self.summary(), "spectra": rows})
+            return write_json(target, finite_or_none({"summary": self.summary(), "spectra": rows}))
         return write_csv(target, {name: [row[name] for row in rows] for name in rows[0]})
 
 

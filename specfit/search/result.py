@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from specfit import plots
-from specfit.io.files import write_json
+from specfit.io.files import finite_or_none, write_json
 from specfit.search.tables import checked_ending, write_csv
-from specfit.significance import upper_tail
+from specfit.significance import normal_deviate, upper_tail
 from specfit.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class ScanResult:
     @property
     def global_z(self) -> float:
         """The global p-value as a one-sided significance."""
-        return -float(torch.special.ndtri(torch.tensor(self.global_p, dtype=torch.float64)))
+        return normal_deviate(self.global_p)
 
     @property
     def trial_factor(self) -> float:
@@ -115,7 +114,7 @@ class ScanResult:
         return columns | {f"expected_{b}": self.expected_limits[:, i].tolist() for i, b in enumerate(bands)}
 
     def summary(self) -> dict[str, Any]:
-        """Returns what counts, as plain data."""
+        """Returns what counts, as plain data; what is infinite is None."""
         i = self.best
         return {
             "events": self.spectrum.total.item(),
@@ -130,10 +129,10 @@ class ScanResult:
             "local_z": self.local_z[i].item(),
             "local_p": self.local_p[i].item(),
             "global_p": self.global_p,
-            "global_z": self.global_z,
+            "global_z": finite_or_none(self.global_z),
             "global_p_by": self.global_p_by,
             "global_p_interval": self.global_p_interval,
-            "trial_factor": self.trial_factor,
+            "trial_factor": finite_or_none(self.trial_factor),
             "pseudo_experiments": self.n_toys,
             "limit": self.limit[i].item(),
             "expected_limit": self.expected_limits[i, 2].item(),
@@ -151,7 +150,7 @@ class ScanResult:
         """
         target = checked_ending(path, ENDINGS)
         if target.suffix == ".json":
-            return write_json(target, {"summary": self.summary(), "hypotheses": self.table()})
+            return write_json(target, finite_or_none({"summary": self.summary(), "hypotheses": self.table()}))
         return write_csv(target, self.table())
 
     def plot(self, *, x_label: str = "x") -> Figure:

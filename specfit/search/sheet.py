@@ -4,14 +4,13 @@ from __future__ import annotations
 
 __all__ = ["ValidationSheet"]
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specfit import plots
 from specfit.background_fit import BackgroundFit
-from specfit.io.files import replacing, write_json
+from specfit.io.files import finite_or_none, replacing, write_json
 from specfit.search.criteria import Criterion, ToyStudy
 from specfit.search.sheet_page import page
 from specfit.spectrum import Spectrum
@@ -69,7 +68,7 @@ class ValidationSheet:
             "pseudo_experiments": self.n_toys,
             "p_value": self.fit.p_value.item(),
             "global_p": self.global_p,
-            "criteria": [_plain(one) for one in self.criteria],
+            "criteria": [finite_or_none(one._asdict()) for one in self.criteria],
             "studies": [
                 {
                     "name": study.name,
@@ -117,7 +116,7 @@ class ValidationSheet:
         pictures = {}
         for name, figure in self.figures(x_label=x_label).items():
             pictures[name] = plots.save(figure, target / f"{name}.png").read_bytes()
-        write_json(target / "validation.json", {"title": title, **self.to_dict()})
+        write_json(target / "validation.json", finite_or_none({"title": title, **self.to_dict()}))
         document = target / "validation.html"
         with replacing(document) as temporary:
             temporary.write_text(page(self.to_dict(), pictures, title=title), encoding="utf-8")
@@ -128,8 +127,3 @@ class ValidationSheet:
         asked = [one for one in self.criteria if one.passed is not None]
         failed = "".join(f"; {one.name} ({one.truth}): {one.value:.3g}" for one in self.failed)
         return f"{'passed' if self.passed else 'not passed'}: {len(asked) - len(self.failed)} of {len(asked)}{failed}"
-
-
-def _plain(one: Criterion) -> dict[str, Any]:
-    plain = one._asdict()
-    return plain | {"value": one.value if math.isfinite(one.value) else None}

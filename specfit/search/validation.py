@@ -97,7 +97,7 @@ def validate(
     global_p = float(largest.global_p)
     criteria = criteria_of_data(fit, float(largest.local_z), global_p, studies[0], alternative)
     for study in studies:
-        criteria += criteria_of_toys(study, unit=unit, seen=~scan.mask)
+        criteria += criteria_of_toys(study)
     return ValidationSheet(
         spectrum=fit.spectrum, fit=fit, criteria=tuple(criteria), studies=tuple(studies), global_p=global_p
     )
@@ -149,6 +149,8 @@ def _study(
         p_values=toys["p_value"],
         global_p=toys["global_p"],
         mean_background=toys["background"].mean(0) * unit,
+        unit=unit,
+        mask=scan.mask,
     )
 
 

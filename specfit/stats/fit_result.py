@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["FitResult"]
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from specfit import plots
 from specfit.errors import InputError
-from specfit.io.files import write_json
+from specfit.io.files import finite_or_none, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +84,7 @@ class FitResult:
         return float(self.uncertainties[self._index(name)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain data; not the covariance matrix of more than 200 parameters."""
+        """Returns plain data, None for what is infinite; not the covariance matrix of more than 200 parameters."""
         rows = zip(
             self.parameter_names,
             self.values.tolist(),
@@ -103,13 +102,13 @@ class FitResult:
             "n_steps": self.n_steps,
             "n_poi": self.n_poi,
             "parameters": {
-                name: {"value": v, "uncertainty": _or_none(u), "fixed": f, "at_limit": limit}
-                for name, v, u, f, limit in rows
+                name: {"value": v, "uncertainty": u, "fixed": f, "at_limit": limit} for name, v, u, f, limit in rows
             },
         }
         if len(self.values) <= LARGEST_MATRIX:
-            summary["covariance"] = [[_or_none(x) for x in row] for row in self.covariance.tolist()]
-        return summary
+            summary["covariance"] = self.covariance.tolist()
+        plain: dict[str, Any] = finite_or_none(summary)
+        return plain
 
     def plot(self) -> Figure:
         """Draws the correlation matrix."""
@@ -141,8 +140,3 @@ class FitResult:
 
 
 LARGEST_MATRIX = 200
-
-
-def _or_none(x: float) -> float | None:
-    """JSON has no infinity."""
-    return x if math.isfinite(x) else None

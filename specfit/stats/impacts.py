@@ -22,6 +22,7 @@ from torch import Tensor
 
 from specfit import plots
 from specfit.errors import InputError
+from specfit.io.files import finite_or_none
 from specfit.stats.fit_result import FitResult
 from specfit.stats.fitting import fit, fit_rows, free_parameters
 from specfit.stats.likelihood import Likelihood
@@ -78,10 +79,7 @@ class Impacts:
         return {
             "parameter": self.parameter,
             "converged": self.converged,
-            "impacts": [
-                {name: None if isinstance(x, float) and x != x else x for name, x in one._asdict().items()}
-                for one in self.impacts
-            ],
+            "impacts": [finite_or_none(one._asdict()) for one in self.impacts],
         }
 
     def plot(self) -> Figure:

@@ -77,9 +77,15 @@ class Workspace:
             dialect: `"pyhf"` refuses what pyhf could not read; None writes everything.
 
         Raises:
-            InputError: pyhf does not know a modifier or a channel type in it.
+            InputError: pyhf does not know a modifier or a channel type in it, or a number such as a bound
+                is infinite.
         """
-        return write_json(Path(path), self.to_pyhf() if dialect == "pyhf" else self.to_dict())
+        content = self.to_pyhf() if dialect == "pyhf" else self.to_dict()
+        try:
+            return write_json(Path(path), content)
+        except ValueError:
+            message = "workspace: a number, such as a bound, is infinite, which JSON cannot hold; give a finite one"
+            raise InputError(message) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the document as plain data, without what has its default."""

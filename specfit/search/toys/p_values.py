@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import scipy.special
-import torch
 
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
+from specfit.significance import normal_deviate
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class GlobalPValue:
     @property
     def significance(self) -> float:
         r"""The p-value in standard deviations, :math:`\Phi^{-1}(1 - p)`; at most what n can show."""
-        return _significance(self.p_value)
+        return normal_deviate(self.p_value)
 
     @property
     def significance_range(self) -> tuple[float, float]:
         """The interval in standard deviations, lower end first; infinite where the interval reaches 0 or 1."""
-        return _significance(self.high), _significance(self.low)
+        return normal_deviate(self.high), normal_deviate(self.low)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data."""
@@ -62,7 +62,7 @@ class GlobalPValue:
         """Writes the p-value, or its limit where no pseudo-experiment is as extreme."""
         level = f"{100 * self.confidence_level:g} %"
         if self.n_as_extreme == 0:
-            reach = _significance(self.upper_limit)
+            reach = normal_deviate(self.upper_limit)
             return f"p < {self.upper_limit:.2g} at {level} (Z > {reach:.2f}; none of {self.n} pseudo-experiments)"
         return (
             f"p = {self.p_value:.3g}, {self.low:.2g} to {self.high:.2g} at {level} "
@@ -84,7 +84,7 @@ def global_p_value(observed: float, drawn: ArrayLike, *, confidence_level: float
     Example:
         >>> print(global_p_value(2.5, [0.3, 1.2, 2.7, 1.9]))
         p = 0.4, 0.0063 to 0.81 at 95 % (Z = 0.25; 1 of 4 pseudo-experiments)
-        >>> print(global_p_value(4.1, torch.linspace(0, 4, 1000)))
+        >>> print(global_p_value(4.1, [k / 250 for k in range(1000)]))
         p < 0.003 at 95 % (Z > 2.75; none of 1000 pseudo-experiments)
     """
     reference, values = as_float64(observed, "observed"), as_float64(drawn, "drawn")
@@ -116,7 +116,3 @@ def _limit(k: int, n: int, probability: float) -> float:
     if k < 0:
         return 0.0
     return 1.0 if k == n else float(scipy.special.betaincinv(k + 1, n - k, 1 - probability))
-
-
-def _significance(p: float) -> float:
-    return float(-torch.special.ndtri(torch.tensor(p, dtype=torch.float64)))

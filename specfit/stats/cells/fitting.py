@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
-from specfit.io.files import write_json
+from specfit.io.files import finite_or_none, write_json
 from specfit.stats.cells.likelihood import CellLikelihood
 from specfit.stats.cells.newton import Minimum, minimize
 from specfit.stats.cells.parameters import Meaning, match
@@ -127,7 +127,7 @@ class CellFit:
 
     def save(self, path: str | Path) -> Path:
         """Writes `summary` as JSON; a file of the same name is replaced in one step."""
-        return write_json(path, self.summary())
+        return write_json(path, finite_or_none(self.summary()))
 
     def __str__(self) -> str:
         """Writes a table of raw and physical values; of the first parameters only where there are many."""
