@@ -229,13 +229,20 @@ def _rows(
 
 def _card(chain: Chain, rows: Any, seed: int) -> dict[str, Any]:
     """Writes down what a continued search must agree in."""
-    probe = np.asarray(rows[:: max(1, len(rows) // 1000)], dtype=np.float64)
     return {
         "job": "scan of many spectra",
         "spectra": list(rows.shape),
-        "data": digest(probe),
+        "data": _data_identity(rows),
         **chain.identity(),
         "seed": seed,
         "chunk": CHUNK,
         SOFTWARE: software(),
     }
+
+
+def _data_identity(rows: Any) -> Any:
+    """Tells data from others: arrays by all they hold, a mapped file by size, time and a thousand of its rows."""
+    if isinstance(rows, np.memmap):
+        state, probe = Path(str(rows.filename)).stat(), rows[:: max(1, len(rows) // 1000)]
+        return [state.st_size, state.st_mtime_ns, digest(np.asarray(probe, np.float64))]
+    return digest([digest(np.asarray(rows[c.first : c.end], np.float64)) for c in chunks_of(len(rows), CHUNK)])
