@@ -1,5 +1,7 @@
 """A search of many spectra: what a store that is used again may hold, and what cannot be searched."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -42,3 +44,19 @@ def test_a_store_knows_every_spectrum(mapped, counts, fitter, searched, tmp_path
     np.save(tmp_path / "many.npy", counts)
     with pytest.raises(InputError, match=r"store: .* of another run \(data: "):
         search()
+
+
+def test_a_store_holds_pieces_of_one_version(counts, fitter, searched, tmp_path):
+    def search():
+        return scan_many(counts, EDGES, checkpoint=fitter, store=tmp_path)
+
+    search()
+    card = json.loads((tmp_path / "card.json").read_text())
+    card["software"]["specfit"] = "0.0.1"
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    search()  # nothing is missing
+    next(tmp_path.glob("000000512-*.npz")).unlink()
+    searched.clear()
+    with pytest.raises(InputError, match=r"made with other versions \(software.specfit: '0.0.1' there"):
+        search()
+    assert not searched

@@ -139,7 +139,8 @@ def scan_many(
         progress: Called with the number of spectra that are done and of all.
 
     Raises:
-        InputError: A row is no spectrum (the message says which), or an argument cannot be used.
+        InputError: A row is no spectrum (the message says which), an argument cannot be used, or the store holds
+            another search or pieces of other versions.
     """
     fitter = find_fitter(checkpoint)
     rows, limits, mask = _rows(spectra, edges, mask, fitter)
@@ -154,6 +155,8 @@ def scan_many(
     for chunk in chunks_of(len(rows), CHUNK):
         found = kept.read(chunk) if kept else None
         if found is None:
+            if kept:
+                kept.check_can_grow()
             found = searcher.search(chain, rows, chunk)
             if kept:
                 kept.write(chunk, found)
