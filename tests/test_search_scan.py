@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 
 import specfit
 from specfit import InputError, Spectrum, SpectrumFitter
-from specfit.search import gaussian_hypotheses, scan, template_hypotheses
+from specfit.search import gaussian_hypotheses, inject, scan, scan_many, template_hypotheses, validate
 from specfit.search.chain import Chain, ChainResult
 from specfit.search.excess import largest_excess
 from specfit.search.scanning import BackgroundOnly, _without_signal, fitted, make_chain
@@ -224,6 +224,13 @@ def test_one_spectrum_is_searched_at_a_time(counts, fitter):
 def test_a_net_that_says_nothing_of_what_is_plausible_cannot_search(counts):
     with pytest.raises(InputError, match="checkpoint: DenseNet gives a background without saying what else"):
         scan(counts, EDGES, checkpoint=SpectrumFitter(specfit.net.DenseNet(50), EDGES))
+
+
+@pytest.mark.parametrize("search", [scan, scan_many, inject, validate])
+def test_a_search_runs_on_the_cpu(search, counts):
+    elsewhere = SpectrumFitter.from_checkpoint("reference", device="meta")
+    with pytest.raises(InputError, match=r"^checkpoint: a fitter on 'meta' came, a search runs on the CPU; make"):
+        search(counts[None] if search is scan_many else counts, EDGES, checkpoint=elsewhere)
 
 
 def test_a_result_is_written_as_table_and_as_json(found, tmp_path):

@@ -110,8 +110,18 @@ def scan(
 
 
 def find_fitter(checkpoint: str | Path | SpectrumFitter | None) -> SpectrumFitter:
-    """Returns the fitter that `checkpoint` stands for, as everywhere in `specfit.search`."""
-    return checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
+    """Returns the fitter that `checkpoint` stands for, as everywhere in `specfit.search`.
+
+    Raises:
+        InputError: A fitter on another device than the CPU came.
+    """
+    fitter = checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
+    if fitter.device.type != "cpu":
+        raise InputError(
+            f"checkpoint: a fitter on {str(fitter.device)!r} came, a search runs on the CPU; "
+            "make the fitter with device='cpu'"
+        )
+    return fitter
 
 
 def fitted(
