@@ -171,7 +171,7 @@ def make_chain(
     if (out != out[:1]).any():
         raise InputError("mask: the same bins are expected in every spectrum of a search")
     out = out[0]
-    seen = (signals.templates * ~out).sum(-1) > LEAST_SEEN * signals.templates.sum(-1)
+    seen = signals.share_seen(~out) > LEAST_SEEN
     if not seen.any():
         covers = "mask: it covers" if fit.spectrum.gaps is None else "mask and gaps of the spectrum: they cover"
         raise InputError(f"{covers} every signal that was to be looked for; leave some bins")
@@ -322,15 +322,15 @@ def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor, left_out:
             f"known: peaks between {edges[0]:g} and {edges[-1]:g} with a positive standard deviation are expected, "
             f"({mass:g}, {deviation:g}) came"
         )
-    templates = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses).templates
-    hidden = (templates * ~left_out).sum(-1) <= LEAST_SEEN * templates.sum(-1)
+    signals = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses)
+    hidden = signals.share_seen(~left_out) <= LEAST_SEEN
     if hidden.any():
         mass, deviation = peaks[hidden][0].tolist()
         raise InputError(
             f"known: ({mass:g}, {deviation:g}) lies where mask or gaps leave bins out, nothing says how large it is; "
             "leave it out, or fewer bins"
         )
-    return templates
+    return signals.templates
 
 
 def _alike(templates: Tensor, peaks: Tensor) -> Tensor:
