@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["BackgroundOnly", "find_fitter", "fitted", "make_chain", "scan"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,14 +205,12 @@ class BackgroundOnly:
     background: Tensor
     factor: Tensor
     peaks: Tensor
-    names: tuple[str, ...] = field(default=("local_z",))
 
     def __call__(self, size: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Draws and searches; the significances of each, shape `(size, h)`."""
         drawn = draw_backgrounds(self.background.clamp(min=TINY), self.factor, size, rng=rng)
         expected = drawn + self.peaks
-        found = self.chain(torch.poisson(expected.clamp(min=0.0), generator=rng))
-        return {name: getattr(found, name) for name in self.names}
+        return {"local_z": self.chain(torch.poisson(expected.clamp(min=0.0), generator=rng)).local_z}
 
     def identity(self) -> dict[str, Any]:
         """Tells one job from another."""
@@ -220,7 +218,6 @@ class BackgroundOnly:
             "job": "background only",
             **self.chain.identity(),
             "background": digest([self.background, self.factor, self.peaks]),
-            "names": list(self.names),
         }
 
 
