@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import specfit
 from specfit import InputError
@@ -60,3 +61,12 @@ def test_a_store_holds_pieces_of_one_version(counts, fitter, searched, tmp_path)
     with pytest.raises(InputError, match=r"made with other versions \(software.specfit: '0.0.1' there"):
         search()
     assert not searched
+
+
+@pytest.mark.parametrize("gaps", [None, np.arange(50) == 20])
+def test_a_mask_for_each_spectrum_is_refused(gaps, counts, fitter):
+    spectra, masks = counts[:5], np.zeros((5, 50), dtype=bool)
+    with pytest.raises(InputError, match=r"^mask: shape \(5, 50\) came, the same bins are left out of every spectrum"):
+        scan_many(specfit.Spectrum(spectra, EDGES, gaps=gaps), checkpoint=fitter, mask=masks)
+    with pytest.raises(InputError, match=r"^mask: shape \(5, 50\) came, the same bins are left out of every spectrum"):
+        scan_many(spectra, EDGES, checkpoint=fitter, mask=torch.from_numpy(masks))

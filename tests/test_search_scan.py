@@ -207,7 +207,8 @@ def test_a_background_alone_is_as_likely_as_it_says(background, fitter):
         ({"known": [(900.0, 20.0)], "mask": [(800.0, 1000.0)]}, "known: .*900, 20. lies where mask or gaps leave"),
         ({"mask": [(1.0, 2.0)]}, "mask: no bin overlaps"),
         ({"mask": [(800.0, 1000.0)], "mass": [900.0]}, "mask: it covers every signal"),
-        ({"n_toys": -5}, "n_toys|n: a whole number"),
+        ({"n_toys": -5}, "^n_toys: a whole number from 0 upwards is expected, -5 came"),
+        ({"n_toys": 0.5}, "^n_toys: a whole number from 0 upwards is expected, 0.5 came"),
         ({"hypotheses": gaussian_hypotheses(np.linspace(0, 1, 12), width=0.1)}, "hypotheses: templates of 11 bins"),
     ],
 )

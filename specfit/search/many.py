@@ -209,6 +209,12 @@ def _rows(
     spectra: Any, edges: ArrayLike | None, mask: ArrayLike | None, fitter: SpectrumFitter
 ) -> tuple[Any, ArrayLike | None, ArrayLike | None]:
     """Returns something that gives rows of counts when it is sliced, edges, and what to leave out, gaps included."""
+    flags = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if flags.dtype == bool and flags.ndim > 1:
+        raise InputError(
+            f"mask: shape {flags.shape} came, the same bins are left out of every spectrum of a search; give windows, "
+            "or one flag for each bin, shape (n_bins,)"
+        )
     if isinstance(spectra, str | Path) and str(spectra).endswith(".npy"):
         check_readable(Path(spectra))
         rows = np.load(spectra, mmap_mode="r", allow_pickle=False)
@@ -221,10 +227,7 @@ def _rows(
             raise InputError("spectra: weighted contents came; `scan` takes them, one at a time")
         rows, limits = np.atleast_2d(read.counts.masked_fill(~read.measured, 0.0).numpy()), read.edges
         if read.gaps is not None:
-            left_out = left_out_bins(read, mask)
-            if (left_out != left_out[:1]).any():
-                raise InputError("mask: the same bins are expected in every spectrum of a search")
-            mask = left_out[0]
+            mask = left_out_bins(read, mask)[0]
     if rows.ndim != 2 or len(rows) == 0:
         raise InputError(f"spectra: shape (n_spectra, n_bins) is expected, {rows.shape} came")
     return rows, limits, mask

@@ -21,7 +21,7 @@ from specfit.net.posterior import gaussian_prediction
 from specfit.search.chain import Chain
 from specfit.search.excess import global_p_of_largest
 from specfit.search.limits import interval, upper_limits
-from specfit.search.pseudo_experiments import Report, Running
+from specfit.search.pseudo_experiments import Report, Running, whole
 from specfit.search.result import KnownPeak, ScanResult
 from specfit.search.toys.chunks import digest
 from specfit.search.toys.p_values import global_p_value
@@ -97,6 +97,7 @@ def scan(
     """
     if not 0 < level < 1:
         raise InputError(f"level: a number between 0 and 1 is expected, {level:g} came")
+    n_toys = whole("n_toys", n_toys, 0)
     fitter, fit = fitted(spectrum, edges, checkpoint=checkpoint, mask=mask, instead="`scan_many` takes them all")
     chain = make_chain(fitter, fit, width=width, mass=mass, hypotheses=hypotheses, known=known, left_out=mask)
     rows = chain.rows((fit.spectrum.counts / fit.spectrum.content_per_event)[None])
