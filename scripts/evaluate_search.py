@@ -211,7 +211,7 @@ def _masses(edges: Tensor, n: int) -> Tensor:
 
 
 def _in_peak(background: Tensor, signals: SignalHypotheses) -> Tensor:
-    """Computes the background that a peak competes with, `(m, h)`: that of the bins, weighted by its share of them."""
+    """Computes the background that a peak competes with, `(m, h)`: that of bins above a tenth of its height."""
     return background @ (signals.templates > 0.1 * signals.templates.amax(1, keepdim=True)).double().T
 
 

@@ -95,7 +95,8 @@ def load(path: str | Path | None = None) -> Checkpoint:
     path = find(path)
     header, weights = _read(path)
     try:
-        net = NETS[header["net"]["name"]](**header["net"]["arguments"])
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, and written over
+            net = NETS[header["net"]["name"]](**header["net"]["arguments"])
         net.load_state_dict(weights)
         edges = None if header["edges"] is None else torch.tensor(header["edges"], dtype=torch.float64)
         card = dict(header["card"])

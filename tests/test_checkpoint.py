@@ -70,6 +70,12 @@ def test_round_trip_keeps_every_bit(name, tmp_path):
         assert torch.equal(part, expected)
 
 
+def test_reading_changes_no_random_numbers(saved):
+    before = torch.get_rng_state()
+    load(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_card_lies_beside_it_to_read_without_any_tool(saved):
     text = saved.with_suffix(".json").read_text()
     assert json.loads(text) == CARD

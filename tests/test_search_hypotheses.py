@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 
 from specfit import InputError
 from specfit.search import gaussian_hypotheses, template_hypotheses
+from specfit.signal import SignalHypotheses
 
 EDGES = {
     "linear": np.linspace(100.0, 200.0, 51),
@@ -127,3 +128,11 @@ FLAT = np.ones(50) / 50
 def test_what_cannot_be_looked_for_is_said(call, text):
     with pytest.raises(InputError, match=text):
         call(EDGES["linear"])
+
+
+def test_the_share_of_a_signal_that_is_seen_is_of_what_is_inside_the_range():
+    signals = gaussian_hypotheses(EDGES["linear"], width=lambda m: torch.full_like(m, 3.0), mass=[100.0, 150.0, 180.0])
+    seen = torch.arange(50) < 25  # below 150
+    assert_allclose(signals.share_seen(seen), [1.0, 0.5, 0.0], atol=1e-9)
+    nothing = SignalHypotheses(signals.mass, signals.width, torch.zeros(3, 50))
+    assert nothing.share_seen(seen).tolist() == [0, 0, 0]

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 from workspaces import document, normfactor, normsys, sample
 
 from specfit.net import LocalModel
-from specfit.search.limits import interval, upper_limits
+from specfit.search.limits import _root, interval, upper_limits
 from specfit.signal.joint_fit import fit_jointly
 from specfit.signal.rows import Rows
 
@@ -209,3 +209,13 @@ def test_limits_are_those_of_pyhf(model, peer):
     possible = -np.log(0.05) / np.atleast_2d(signal)[0].sum()
     assert float(ours.observed) == pytest.approx(max(observed, possible), rel=5e-3)
     assert_allclose(ours.expected[0], np.maximum(expected, possible), rtol=5e-3)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_an_end_is_found_however_far_it_is(side):
+    distance = torch.tensor([1e-3, 0.3, 1.0, 7.0, 4e3, 1e5, 3e11], dtype=torch.float64)
+    begin = torch.arange(7).double()
+    found = _root(lambda value: side * (value - begin) - distance, begin, side * torch.ones_like(begin))
+    assert_allclose(side * (found - begin), distance, rtol=1e-4, atol=1e-4)
+    nowhere = _root(lambda value: -torch.ones_like(value), begin, side * torch.ones_like(begin))
+    assert (nowhere == side * torch.inf).all()

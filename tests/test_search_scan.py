@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 
 import specfit
 from specfit import InputError, Spectrum, SpectrumFitter
-from specfit.search import gaussian_hypotheses, scan, template_hypotheses
+from specfit.search import gaussian_hypotheses, inject, scan, scan_many, template_hypotheses, validate
 from specfit.search.chain import Chain, ChainResult
 from specfit.search.excess import largest_excess
 from specfit.search.many import FOUND, ManyScans
@@ -236,7 +236,8 @@ def test_a_background_alone_is_as_likely_as_it_says(background, fitter):
         ({"known": [(900.0, 20.0)], "mask": [(800.0, 1000.0)]}, "known: .*900, 20. lies where mask or gaps leave"),
         ({"mask": [(1.0, 2.0)]}, "mask: no bin overlaps"),
         ({"mask": [(800.0, 1000.0)], "mass": [900.0]}, "mask: it covers every signal"),
-        ({"n_toys": -5}, "n_toys|n: a whole number"),
+        ({"n_toys": -5}, "^n_toys: a whole number from 0 upwards is expected, -5 came"),
+        ({"n_toys": 0.5}, "^n_toys: a whole number from 0 upwards is expected, 0.5 came"),
         ({"hypotheses": gaussian_hypotheses(np.linspace(0, 1, 12), width=0.1)}, "hypotheses: templates of 11 bins"),
     ],
 )
@@ -253,6 +254,13 @@ def test_one_spectrum_is_searched_at_a_time(counts, fitter):
 def test_a_net_that_says_nothing_of_what_is_plausible_cannot_search(counts):
     with pytest.raises(InputError, match="checkpoint: DenseNet gives a background without saying what else"):
         scan(counts, EDGES, checkpoint=SpectrumFitter(specfit.net.DenseNet(50), EDGES))
+
+
+@pytest.mark.parametrize("search", [scan, scan_many, inject, validate])
+def test_a_search_runs_on_the_cpu(search, counts):
+    elsewhere = SpectrumFitter.from_checkpoint("reference", device="meta")
+    with pytest.raises(InputError, match=r"^checkpoint: a fitter on 'meta' came, a search runs on the CPU; make"):
+        search(counts[None] if search is scan_many else counts, EDGES, checkpoint=elsewhere)
 
 
 def test_a_result_is_written_as_table_and_as_json(found, tmp_path):

@@ -54,10 +54,10 @@ def refit_signals(
     *,
     first: tuple[LocalModel, Tensor] | None = None,
     mask: Tensor | None = None,
-    hypotheses: SignalHypotheses | None = None,
-    false_alarm: float = FALSE_ALARM,
 ) -> Refit:
     """Masks windows where a signal beside the background is significant, with the looking counted.
+
+    Looked for is every one of `binwise_hypotheses`; of pure backgrounds a share of at most `FALSE_ALARM` is masked.
 
     Args:
         net: Says what is plausible.
@@ -65,10 +65,8 @@ def refit_signals(
         edges: Bin edges, shape `(n_bins + 1,)`.
         first: What `net.fitted` answers to `counts` and `mask`, if it is known already.
         mask: True for bins whose content is no data but a guess of the background, shape `(m, n_bins)`.
-        hypotheses: Signals to look for; None takes `binwise_hypotheses`.
-        false_alarm: Largest share of pure backgrounds in which a window is masked.
     """
-    search = _Search(net, edges, binwise_hypotheses(edges) if hypotheses is None else hypotheses, false_alarm)
+    search = _Search(net, edges, binwise_hypotheses(edges))
     spectra = _Spectra(net, counts, edges, as_mask(mask, counts), first)
     spectra.settle(spectra.mask.any(-1).nonzero()[:, 0])
     rows, found = torch.arange(len(counts), device=counts.device), []
@@ -84,7 +82,7 @@ def refit_signals(
         spectra.leave_out(signals, window)
         spectra.settle(rows)
     message = (
-        f"refit (signals): bumps are masked that at most {100 * false_alarm:g} % of pure backgrounds show anywhere"
+        f"refit (signals): bumps are masked that at most {100 * FALSE_ALARM:g} % of pure backgrounds show anywhere"
     )
     return Refit(spectra.data, spectra.mask, spectra.iterations, message, tuple(found))
 
@@ -162,8 +160,8 @@ class _Significant(NamedTuple):
 class _Search:
     """What is looked for, and how often a pure background would show it."""
 
-    def __init__(self, net: CalibratedNet, edges: Tensor, signals: SignalHypotheses, false_alarm: float) -> None:
-        self.net, self.edges, self.signals, self.false_alarm = net, edges, signals, false_alarm
+    def __init__(self, net: CalibratedNet, edges: Tensor, signals: SignalHypotheses) -> None:
+        self.net, self.edges, self.signals = net, edges, signals
         low, high = ((signals.mass + side * signals.width)[:, None].to(edges) for side in (-REACH, REACH))
         self.windows = (edges[1:] > low) & (edges[:-1] < high)  # (h, n_bins)
         starts = [0, *(1 + (signals.mass.diff() <= 0).nonzero()[:, 0]).tolist(), len(signals)]
@@ -172,7 +170,7 @@ class _Search:
         numbers = [torch.arange(path.start, path.stop, 2 if path.stop - path.start > 2 else 1) for path in self.paths]
         self.coarse = signals[torch.cat(numbers[::2])]
         # No path is shorter than a point: below this significance, less what the coarse grid may miss, none passes.
-        self.least_z = LEAST_OF_COARSE * normal_deviate(false_alarm / len(self.paths))
+        self.least_z = LEAST_OF_COARSE * normal_deviate(FALSE_ALARM / len(self.paths))
 
     def significant(self, spectra: _Spectra, rows: Tensor) -> _Significant:
         """Finds those of some spectra with a significant signal, at most one in each."""
@@ -189,7 +187,7 @@ class _Search:
         # Not the significance of a discovery: to mask a background costs precision, to believe a signal truth.
         p_value, signal = self._p_value(best.pull, length), best.rate - best.fit.background
         found = _Significant(rows, number, best.pull, p_value, best.fit.background, signal)
-        return found.of(p_value < self.false_alarm)
+        return found.of(p_value < FALSE_ALARM)
 
     def _look_everywhere(self, data: Tensor, mask: Tensor, number: Tensor, best: Rows) -> None:
         """Looks for better signals in data that the best so far, `(r,)`, do not describe; both are written over.
@@ -247,12 +245,12 @@ class _Search:
         """Takes the spectra whose scores pass; `(r,)`, the best signal of each width, `(r, n)`, path lengths `(r,)`."""
         z = self._scores(spectra, rows, self.signals)
         # The path can only raise a p-value: most spectra end here.
-        possible = self._p_value(z.amax(1), z.new_zeros(len(z))) < self.false_alarm
+        possible = self._p_value(z.amax(1), z.new_zeros(len(z))) < FALSE_ALARM
         rows, z = rows[possible], z[possible]
         number = torch.stack([path.start + z[:, path].argmax(-1) for path in self.paths], 1)
         model, log_rate = spectra.answer(rows)
         length = path_length(log_rate, model, self.signals, weight=(~spectra.mask[rows]).double())
-        passing = self._p_value(z.amax(1), length) < self.false_alarm
+        passing = self._p_value(z.amax(1), length) < FALSE_ALARM
         return rows[passing], number[passing], length[passing]
 
     def _scores(self, spectra: _Spectra, rows: Tensor, signals: SignalHypotheses) -> Tensor:

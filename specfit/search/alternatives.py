@@ -8,7 +8,8 @@ deviance + 2 parameters, of those that describe the data:
 - "exponential of a polynomial": in x and in ln x, of degrees 1 to 6;
 - "Erf x exp": `specfit.functional_fit` with 1 and 2 components (not where bins are left out).
 
-The first two are linear in the log of the density, which is integrated over bins.
+Where the first edge is not above 0 only the polynomials in x are tried. The first two families are linear in the log of
+the density, which is integrated over bins.
 
 Sources: CDF, arXiv:0812.4036, and ATLAS, arXiv:1703.09127, for the dijet function; H. Akaike, IEEE Trans. Autom.
 Control 19 (1974) 716.

@@ -70,22 +70,13 @@ class Chain:
     @torch.no_grad()
     def rows(self, counts: Tensor) -> Rows:
         """Runs the chain on counts `(m, n_bins)` and keeps everything, `m h` rows, those of one spectrum together."""
-        m, h = len(counts), len(self.hypotheses)
-        columns = self._columns().repeat(m, 1, 1)
-        spectrum = torch.arange(m, device=counts.device).repeat_interleave(h)
-        mask = self.mask.expand_as(counts)
-        seen = self.fitter.fill(counts, mask, self.edges)
-        return extract(self._net, seen, columns, spectrum=spectrum, edges=self.edges, mask=mask)
+        return extract(self._net, **self._problem(counts))
 
     @torch.no_grad()
     def largest_rows(self, counts: Tensor) -> tuple[Rows, Tensor]:
         """Keeps everything of the most significant hypothesis of each spectrum, and which it is, shape `(m,)`."""
-        m, h = len(counts), len(self.hypotheses)
-        columns, spectrum = self._columns().repeat(m, 1, 1), torch.arange(m, device=counts.device).repeat_interleave(h)
-        mask = self.mask.expand_as(counts)
-        seen = self.fitter.fill(counts, mask, self.edges)
-        rows, which = extract_largest(self._net, seen, columns, spectrum=spectrum, edges=self.edges, mask=mask)
-        return rows, which % h
+        rows, which = extract_largest(self._net, **self._problem(counts))
+        return rows, which % len(self.hypotheses)
 
     @property
     def spectra_at_a_time(self) -> int:
@@ -117,6 +108,18 @@ class Chain:
     def _summary(self, counts: Tensor) -> ChainResult:
         rows = self.rows(counts)
         return ChainResult(*(t.view(len(counts), -1) for t in (rows.fit.yields[:, 0], rows.error, rows.local_z)))
+
+    def _problem(self, counts: Tensor) -> dict[str, Any]:
+        """Returns what is asked about counts `(m, n_bins)`, `m h` rows, those of one spectrum together."""
+        m, h = len(counts), len(self.hypotheses)
+        mask = self.mask.expand_as(counts)
+        return {
+            "counts": self.fitter.fill(counts, mask, self.edges),
+            "columns": self._columns().repeat(m, 1, 1),
+            "spectrum": torch.arange(m).repeat_interleave(h),
+            "edges": self.edges,
+            "mask": mask,
+        }
 
     def _columns(self) -> Tensor:
         """Returns the templates of each hypothesis, the tested one first, `(h, 1 + q, n_bins)`."""

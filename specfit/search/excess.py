@@ -17,7 +17,7 @@ from specfit.signal.joint_fit import TINY
 from specfit.signal.look_elsewhere import SAMPLES, global_p_value_of_maximum, significance_vectors
 from specfit.signal.rows import Rows
 
-# Prior width of the yield of a known peak, as a share of all events: none.
+# Prior width of the yield of a known peak, in units of all events: so wide that it says nothing.
 FREE = 10.0
 
 

@@ -153,7 +153,7 @@ def injection_chain(
     seen = ~left_out_bins(fit.spectrum, mask)[0]
     masses = _spread_masses(edges, background, seen, width) if mass is None else as_float64(mass, "mass").flatten()
     signals = gaussian_hypotheses(edges, width=width, mass=masses)
-    hidden = _share_seen(signals.templates, seen) <= LEAST_SEEN
+    hidden = signals.share_seen(seen) <= LEAST_SEEN
     if hidden.any():
         what = "the mask covers" if fit.spectrum.gaps is None else "mask and gaps cover"
         raise InputError(f"mass: {what} the signal at {signals.mass[hidden][0]:g}; leave it out of mass")
@@ -257,7 +257,7 @@ def _spread_masses(edges: Tensor, background: Tensor, seen: Tensor, width: Width
     candidates = edges.quantile(place)
     signals = gaussian_hypotheses(edges, width=width, mass=candidates)
     variance = known_background_error(signals.templates, background, seen).square()
-    usable = (variance >= LEAST_BACKGROUND) & (_share_seen(signals.templates, seen) > LEAST_SEEN)
+    usable = (variance >= LEAST_BACKGROUND) & (signals.share_seen(seen) > LEAST_SEEN)
     usable = usable.view(-1, CANDIDATES).all(0)
     if not usable.any():
         raise InputError(
@@ -266,7 +266,3 @@ def _spread_masses(edges: Tensor, background: Tensor, seen: Tensor, width: Width
     kept = candidates[usable]
     chosen = torch.linspace(0, len(kept) - 1, min(N_MASSES, len(kept))).round().long()
     return kept[chosen]
-
-
-def _share_seen(templates: Tensor, seen: Tensor) -> Tensor:
-    return (templates * seen).sum(-1) / templates.sum(-1).clamp(min=TINY)

@@ -29,8 +29,9 @@ from specfit.signal.joint_fit import TINY, fit_jointly
 from specfit.signal.rows import Rows
 from specfit.stats.limits import BANDS, asymptotic_p_values
 
-# Halvings of a bracket: the end is found to a thousandth of the first step.
-HALVINGS, MOST_DOUBLINGS = 14, 12
+# Halvings of a bracket, which is no wider than the first step or twice the distance of the end: that is found to a
+# ten-thousandth of the larger of the two, if it lies within so many doublings of the first step.
+HALVINGS, MOST_DOUBLINGS = 14, 60
 # Share of the largest content of a template that counts as none.
 NEGLIGIBLE = 1e-3
 
@@ -48,15 +49,17 @@ def interval(rows: Rows, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Finds how far below and above its best value a yield lies within one standard deviation, shapes `(h,)`."""
     best = rows.fit.yields[:, 0]
     curve = _Profile(rows, rows.data, weight)
-
-    def height(value: Tensor) -> Tensor:
-        return curve(value) - 2 * rows.fit.nll / rows.widening**2 - 1
-
-    low, high = (_root(height, best, sign * rows.error).sub(best).abs() for sign in (-1, 1))
     # Where a bin would have to expect fewer than no events the interval ends.
     template = rows.columns[:, 0]
     ratio = rows.fit.background / template.clamp(min=TINY)
     wall = ratio.masked_fill(template < NEGLIGIBLE * template.amax(1, keepdim=True), torch.inf).amin(1)
+
+    def height(value: Tensor) -> Tensor:
+        return curve(value) - 2 * rows.fit.nll / rows.widening**2 - 1
+
+    # Beyond the wall the likelihood of empty bins does not fall any more.
+    low = best - _root(lambda value: height(value).masked_fill(value < -wall, torch.inf), best, -rows.error)
+    high = _root(height, best, rows.error) - best
     return torch.minimum(low, (best + wall).clamp(min=0.0)), high
 
 
@@ -115,7 +118,10 @@ def _asimov(rows: Rows, weight: Tensor) -> _Profile:
 
 
 def _root(height: Callable[[Tensor], Tensor], low: Tensor, step: Tensor) -> Tensor:
-    """Finds where a rising function of the distance from `low` passes 0, in the direction of `step`; `(h,)`."""
+    """Finds where a rising function of the distance from `low` passes 0, in the direction of `step`; `(h,)`.
+
+    Infinite where that is nowhere.
+    """
     high = low + step
     for _ in range(MOST_DOUBLINGS):
         short = height(high) < 0
@@ -124,6 +130,6 @@ def _root(height: Callable[[Tensor], Tensor], low: Tensor, step: Tensor) -> Tens
         low, high = torch.where(short, high, low), torch.where(short, high + 2 * (high - low), high)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        short = height(middle) < 0
-        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return (low + high) / 2
+        before = height(middle) < 0
+        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+    return torch.where(short, torch.inf * step.sign(), (low + high) / 2)

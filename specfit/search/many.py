@@ -139,7 +139,8 @@ def scan_many(
         progress: Called with the number of spectra that are done and of all.
 
     Raises:
-        InputError: A row is no spectrum (the message says which), or an argument cannot be used.
+        InputError: A row is no spectrum (the message says which), an argument cannot be used, or the store holds
+            another search or pieces of other versions.
     """
     fitter = find_fitter(checkpoint)
     rows, limits, mask = _rows(spectra, edges, mask, fitter)
@@ -154,6 +155,8 @@ def scan_many(
     for chunk in chunks_of(len(rows), CHUNK):
         found = kept.read(chunk) if kept else None
         if found is None:
+            if kept:
+                kept.check_can_grow()
             found = searcher.search(chain, rows, chunk)
             if kept:
                 kept.write(chunk, found)
@@ -206,6 +209,12 @@ def _rows(
     spectra: Any, edges: ArrayLike | None, mask: ArrayLike | None, fitter: SpectrumFitter
 ) -> tuple[Any, ArrayLike | None, ArrayLike | None]:
     """Returns something that gives rows of counts when it is sliced, edges, and what to leave out, gaps included."""
+    flags = mask.cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if flags.dtype == bool and flags.ndim > 1:
+        raise InputError(
+            f"mask: shape {flags.shape} came, the same bins are left out of every spectrum of a search; give windows, "
+            "or one flag for each bin, shape (n_bins,)"
+        )
     if isinstance(spectra, str | Path) and str(spectra).endswith(".npy"):
         check_readable(Path(spectra))
         rows = np.load(spectra, mmap_mode="r", allow_pickle=False)
@@ -218,10 +227,7 @@ def _rows(
             raise InputError("spectra: weighted contents came; `scan` takes them, one at a time")
         rows, limits = np.atleast_2d(read.counts.masked_fill(~read.measured, 0.0).numpy()), read.edges
         if read.gaps is not None:
-            left_out = left_out_bins(read, mask)
-            if (left_out != left_out[:1]).any():
-                raise InputError("mask: the same bins are expected in every spectrum of a search")
-            mask = left_out[0]
+            mask = left_out_bins(read, mask)[0]
     if rows.ndim != 2 or len(rows) == 0:
         raise InputError(f"spectra: shape (n_spectra, n_bins) is expected, {rows.shape} came")
     return rows, limits, mask
@@ -229,13 +235,20 @@ def _rows(
 
 def _card(chain: Chain, rows: Any, seed: int) -> dict[str, Any]:
     """Writes down what a continued search must agree in."""
-    probe = np.asarray(rows[:: max(1, len(rows) // 1000)], dtype=np.float64)
     return {
         "job": "scan of many spectra",
         "spectra": list(rows.shape),
-        "data": digest(probe),
+        "data": _data_identity(rows),
         **chain.identity(),
         "seed": seed,
         "chunk": CHUNK,
         SOFTWARE: software(),
     }
+
+
+def _data_identity(rows: Any) -> Any:
+    """Tells data from others: arrays by all they hold, a mapped file by size, time and a thousand of its rows."""
+    if isinstance(rows, np.memmap):
+        state, probe = Path(str(rows.filename)).stat(), rows[:: max(1, len(rows) // 1000)]
+        return [state.st_size, state.st_mtime_ns, digest(np.asarray(probe, np.float64))]
+    return digest([digest(np.asarray(rows[c.first : c.end], np.float64)) for c in chunks_of(len(rows), CHUNK)])

@@ -15,7 +15,7 @@ for the `identity()` of a job.
 
 from __future__ import annotations
 
-__all__ = ["Job", "PseudoExperiments", "Running", "digest", "run_pseudo_experiments"]
+__all__ = ["Job", "PseudoExperiments", "Running", "digest", "run_pseudo_experiments", "whole"]
 
 import contextlib
 import dataclasses
@@ -104,8 +104,8 @@ def run_pseudo_experiments(
         >>> drawn.values["largest"].shape, round(drawn.values["largest"].mean().item(), 2)
         (torch.Size([10000]), 0.85)
     """
-    n, seed = _whole("n", n, 1), _whole("seed", seed, 0)
-    chunk_size, workers = _whole("chunk_size", chunk_size, 1), _whole("workers", workers, 1)
+    n, seed = whole("n", n, 1), whole("seed", seed, 0)
+    chunk_size, workers = whole("chunk_size", chunk_size, 1), whole("workers", workers, 1)
     if scheduler is not None and workers > 1:
         raise InputError(f"workers: {workers} came beside scheduler={scheduler!r}, which brings its own; give one")
     identity = job.identity()
@@ -170,7 +170,12 @@ class Running:
         return self if self.store is None else dataclasses.replace(self, store=Path(self.store) / folder)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int) -> int:
+    """Checks an argument that counts something.
+
+    Raises:
+        InputError: It is no whole number from `least` upwards; names it.
+    """
     if not isinstance(value, Integral) or value < least:
         raise InputError(f"{name}: a whole number from {least} upwards is expected, {value!r} came")
     return int(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["BackgroundOnly", "find_fitter", "fitted", "make_chain", "scan"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from specfit.net.posterior import gaussian_prediction
 from specfit.search.chain import Chain
 from specfit.search.excess import global_p_of_largest
 from specfit.search.limits import interval, upper_limits
-from specfit.search.pseudo_experiments import Report, Running
+from specfit.search.pseudo_experiments import Report, Running, whole
 from specfit.search.result import KnownPeak, ScanResult
 from specfit.search.toys.chunks import digest
 from specfit.search.toys.p_values import global_p_value
@@ -97,6 +97,7 @@ def scan(
     """
     if not 0 < level < 1:
         raise InputError(f"level: a number between 0 and 1 is expected, {level:g} came")
+    n_toys = whole("n_toys", n_toys, 0)
     fitter, fit = fitted(spectrum, edges, checkpoint=checkpoint, mask=mask, instead="`scan_many` takes them all")
     chain = make_chain(fitter, fit, width=width, mass=mass, hypotheses=hypotheses, known=known, left_out=mask)
     rows = chain.rows((fit.spectrum.counts / fit.spectrum.content_per_event)[None])
@@ -110,8 +111,18 @@ def scan(
 
 
 def find_fitter(checkpoint: str | Path | SpectrumFitter | None) -> SpectrumFitter:
-    """Returns the fitter that `checkpoint` stands for, as everywhere in `specfit.search`."""
-    return checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
+    """Returns the fitter that `checkpoint` stands for, as everywhere in `specfit.search`.
+
+    Raises:
+        InputError: A fitter on another device than the CPU came.
+    """
+    fitter = checkpoint if isinstance(checkpoint, SpectrumFitter) else SpectrumFitter.from_checkpoint(checkpoint)
+    if fitter.device.type != "cpu":
+        raise InputError(
+            f"checkpoint: a fitter on {str(fitter.device)!r} came, a search runs on the CPU; "
+            "make the fitter with device='cpu'"
+        )
+    return fitter
 
 
 def fitted(
@@ -161,7 +172,7 @@ def make_chain(
     if (out != out[:1]).any():
         raise InputError("mask: the same bins are expected in every spectrum of a search")
     out = out[0]
-    seen = (signals.templates * ~out).sum(-1) > LEAST_SEEN * signals.templates.sum(-1)
+    seen = signals.share_seen(~out) > LEAST_SEEN
     if not seen.any():
         covers = "mask: it covers" if fit.spectrum.gaps is None else "mask and gaps of the spectrum: they cover"
         raise InputError(f"{covers} every signal that was to be looked for; leave some bins")
@@ -195,14 +206,12 @@ class BackgroundOnly:
     background: Tensor
     factor: Tensor
     peaks: Tensor
-    names: tuple[str, ...] = field(default=("local_z",))
 
     def __call__(self, size: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Draws and searches; the significances of each, shape `(size, h)`."""
         drawn = draw_backgrounds(self.background.clamp(min=TINY), self.factor, size, rng=rng)
         expected = drawn + self.peaks
-        found = self.chain(torch.poisson(expected.clamp(min=0.0), generator=rng))
-        return {name: getattr(found, name) for name in self.names}
+        return {"local_z": self.chain(torch.poisson(expected.clamp(min=0.0), generator=rng)).local_z}
 
     def identity(self) -> dict[str, Any]:
         """Tells one job from another."""
@@ -210,7 +219,6 @@ class BackgroundOnly:
             "job": "background only",
             **self.chain.identity(),
             "background": digest([self.background, self.factor, self.peaks]),
-            "names": list(self.names),
         }
 
 
@@ -312,15 +320,15 @@ def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor, left_out:
             f"known: peaks between {edges[0]:g} and {edges[-1]:g} with a positive standard deviation are expected, "
             f"({mass:g}, {deviation:g}) came"
         )
-    templates = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses).templates
-    hidden = (templates * ~left_out).sum(-1) <= LEAST_SEEN * templates.sum(-1)
+    signals = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses)
+    hidden = signals.share_seen(~left_out) <= LEAST_SEEN
     if hidden.any():
         mass, deviation = peaks[hidden][0].tolist()
         raise InputError(
             f"known: ({mass:g}, {deviation:g}) lies where mask or gaps leave bins out, nothing says how large it is; "
             "leave it out, or fewer bins"
         )
-    return templates
+    return signals.templates
 
 
 def _alike(templates: Tensor, peaks: Tensor) -> Tensor:

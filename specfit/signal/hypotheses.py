@@ -26,6 +26,7 @@ from torch import Tensor
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
 from specfit.shapes import Gaussian
+from specfit.signal.joint_fit import TINY
 
 Width = float | Sequence[float] | Callable[[Tensor], Tensor]
 """A share of the mass, several, or a function from masses `(h,)` to widths `(h,)` in the unit of the edges."""
@@ -58,6 +59,10 @@ class SignalHypotheses:
     def __getitem__(self, chosen: Tensor | slice) -> SignalHypotheses:
         """Takes some of them, by a mask or by indices `(h,)`."""
         return SignalHypotheses(self.mass[chosen], self.width[chosen], self.templates[chosen])
+
+    def share_seen(self, seen: Tensor) -> Tensor:
+        """Computes how much of what each has inside the range is in bins that are seen `(n_bins,)`, shape `(h,)`."""
+        return (self.templates * seen).sum(-1) / self.templates.sum(-1).clamp(min=TINY)
 
 
 def gaussian_hypotheses(edges: ArrayLike, *, width: Width = 0.05, mass: ArrayLike | None = None) -> SignalHypotheses:

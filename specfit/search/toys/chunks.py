@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from specfit.errors import InputError
+from specfit.parallel import one_thread
 from specfit.randomness import independent_rng
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -75,7 +76,7 @@ def draw(job: Job, chunk: Chunk, seed: int) -> Arrays:
     Raises:
         InputError: The job did not answer with tensors of `chunk.size` rows.
     """
-    with _one_thread():
+    with one_thread():
         answer: Any = job(chunk.size, independent_rng((seed, chunk.index)))
     if not isinstance(answer, dict) or not answer:
         raise InputError(f"job: a dictionary of tensors is expected, {answer!r} came")
@@ -131,16 +132,6 @@ def _parts(value: Any) -> Iterator[bytes]:
         yield repr(value).encode()
     else:
         raise InputError(f"digest: tensors, arrays and plain data are expected, {type(value).__name__} came")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _array(name: Any, value: Any, size: int) -> npt.NDArray[Any]:

@@ -73,15 +73,15 @@ class ChunkStore:
         return self._file(chunk).exists()
 
     def check_can_grow(self) -> None:
-        """Refuses to add pseudo-experiments to those of other versions.
+        """Refuses to add to what other versions have made.
 
         Raises:
             InputError: The store was made with another version of specfit or torch.
         """
         if self.other_software:
             raise InputError(
-                f"store: {self.folder} was made with other versions ({self.other_software}), which may draw other "
-                "pseudo-experiments; go on with those versions, or choose another folder"
+                f"store: {self.folder} was made with other versions ({self.other_software}), which may give other "
+                "results; go on with those versions, or choose another folder"
             )
 
     def _file(self, chunk: Chunk) -> Path:
