@@ -4,7 +4,8 @@ One class for every fitter (net or function) and for one spectrum or many on the
 one spectrum and `(n_spectra,)` for many. Everything is a float64 tensor; `numpy.asarray` of a field costs nothing.
 
 Conventions: masked bins (replaced or left out by a refit) enter neither the deviance nor its degrees of freedom. Nor do
-gaps of the spectrum, which also count in no total and have no significance: there the background is the interpolation.
+gaps of the spectrum and what the caller left out (to blind it, say), which also count in no total, have no significance
+and are not drawn: there the background is the interpolation.
 Weighted contents are treated as scaled Poisson counts (G. Bohm, G. Zech, arXiv:1309.1287). How well data and background
 agree is judged bin by bin, a content n with variance v counts as n^2 / v events. The fit itself takes one scale for all
 bins, their sum of v over their sum of n, and its message says so where the weights of bins differ much.
@@ -45,6 +46,7 @@ class BackgroundFit:
         iterations: How often the refit evaluated the fitter again, shape `(*,)`.
         converged: Whether the answer can be used, shape `(*,)`.
         message: What happened and, if it did not work out, which knob to turn; one for the whole fit.
+        left_out: True where the caller left bins out, shape `(*, n_bins)`; None where nothing was.
     """
 
     spectrum: Spectrum
@@ -55,6 +57,7 @@ class BackgroundFit:
     iterations: Tensor
     converged: Tensor
     message: str
+    left_out: Tensor | None = field(default=None, repr=False)
 
     @property
     def covariance(self) -> Tensor:
@@ -68,12 +71,18 @@ class BackgroundFit:
 
     @property
     def significance(self) -> Tensor:
-        """Significance of data against background with its uncertainty per bin, 0 in gaps, shape `(*, n_bins)`."""
+        """Significance of data against background with its uncertainty per bin, shape `(*, n_bins)`; 0 if not shown."""
         scale = self._events_scale
         z: Tensor = bin_significance(
             self.spectrum.counts / scale, self.background / scale, uncertainty=self.uncertainty / scale
         )
-        return torch.where(self.spectrum.measured, z, 0.0)
+        return torch.where(self.shown, z, 0.0)
+
+    @property
+    def shown(self) -> Tensor:
+        """True for bins that are in no gap and that the caller did not leave out, shape `(*, n_bins)`."""
+        measured = self.spectrum.measured.expand_as(self.background)
+        return measured if self.left_out is None else measured & ~self.left_out
 
     @property
     def deviance(self) -> Tensor:
@@ -125,7 +134,7 @@ class BackgroundFit:
     def summary(self) -> list[dict[str, Any]]:
         """Returns one plain dictionary a spectrum: events, bins, deviance, p-value, largest excess, masked bins.
 
-        Numbers of bins, totals and what is masked leave gaps out; these stand beside them as (low, high).
+        Numbers of bins and totals leave out gaps, which stand beside them as (low, high), and what the caller left out.
         """
         return [self._summary_of(i) for i in range(self.background[..., 0].numel())]
 
@@ -165,6 +174,7 @@ class BackgroundFit:
         variances = None if s.variances is None else s.variances[index]
         one = Spectrum(s.counts[index], s.edges, variances=variances, gaps=s.gaps)
         parts = {name: getattr(self, name)[index] for name in _BATCHED}
+        parts["left_out"] = None if self.left_out is None else self.left_out[index]
         return BackgroundFit(spectrum=one, message=self.message, **parts)
 
     @property
@@ -174,23 +184,23 @@ class BackgroundFit:
 
     def _summary_of(self, index: int) -> dict[str, Any]:
         fit = self[index] if self.spectrum.is_batch else self
-        edges, measured = fit.spectrum.edges, fit.spectrum.measured
-        best = int(fit.significance.masked_fill(~measured, -torch.inf).argmax())
+        edges, shown = fit.spectrum.edges, fit.shown
+        best = int(fit.significance.masked_fill(~shown, -torch.inf).argmax())
         return {
-            "events": fit.spectrum.total.item(),
+            "events": fit.spectrum.counts[shown].sum().item(),
             "weighted": fit.spectrum.is_weighted,
-            "bins": int(measured.sum()),
+            "bins": int(shown.sum()),
             "gaps": fit.spectrum.gap_intervals,
-            "background_total": fit.background[measured].sum().item(),
-            "background_total_uncertainty": fit.factor[measured].sum(-2).square().sum(-1).sqrt().item(),
-            "median_relative_uncertainty": (fit.uncertainty / fit.background)[measured].median().item(),
+            "background_total": fit.background[shown].sum().item(),
+            "background_total_uncertainty": fit.factor[shown].sum(-2).square().sum(-1).sqrt().item(),
+            "median_relative_uncertainty": (fit.uncertainty / fit.background)[shown].median().item(),
             "deviance": fit.deviance.item(),
             "ndf": fit.ndf.item(),
             "p_value": fit.p_value.item(),
             "largest_excess": fit.significance[best].item(),
             "largest_excess_low": edges[best].item(),
             "largest_excess_high": edges[best + 1].item(),
-            "masked_bins": (fit.mask & measured).nonzero().flatten().tolist(),
+            "masked_bins": (fit.mask & fit.spectrum.measured).nonzero().flatten().tolist(),
             "iterations": int(fit.iterations),
             "converged": bool(fit.converged),
             "message": fit.message,

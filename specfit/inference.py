@@ -180,6 +180,7 @@ class SpectrumFitter:
             iterations=iterations[take],
             converged=verdict.converged[take],
             message="; ".join([refits[0].message, *_describe(refits), *note, *verdict.reasons]),
+            left_out=left_out[take] if left_out.any() else None,
         )
 
     def fill(self, counts: Tensor, left_out: Tensor, edges: Tensor) -> Tensor:

@@ -269,3 +269,22 @@ def test_what_a_fit_keeps_or_answers_can_be_differentiated(fitter, counts):
     factor = torch.ones((), dtype=torch.float64, requires_grad=True)
     (fit.background * factor).sum().backward()
     assert factor.grad > 0
+
+
+def test_what_the_caller_leaves_out_stays_blind(fitter, counts):
+    seen = counts[0].astype(float)
+    hidden = seen.copy()
+    hidden[4:6] *= 10  # what no table and no picture may tell
+    window = [(EDGES[4] + 1, EDGES[6] - 1)]
+    fits = [fitter.fit(data, EDGES, mask=window) for data in (seen, hidden)]
+    assert fits[0].summary() == fits[1].summary()
+    assert fits[0].summary()[0]["bins"] == len(seen) - 2
+    assert fits[0].summary()[0]["events"] == np.delete(seen, [4, 5]).sum()
+    for fit in fits:
+        assert (fit.significance[4:6] == 0).all()
+        assert fit.background[4:6].min() > 0
+    pictures = [fit.plot() for fit in fits]
+    lines = [[line.get_ydata() for line in figure.axes[0].lines] for figure in pictures]
+    for one, other in zip(*lines, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "Left out" in [text.get_text() for text in pictures[0].axes[0].get_legend().get_texts()]

@@ -152,6 +152,7 @@ def _result(end: _End, read: Spectrum, unit: Tensor, starts: int) -> FunctionalF
         iterations=torch.tensor(end.iterations),
         converged=torch.tensor(not end.problem),
         message=text,
+        left_out=end.likelihood.mask[0],
     )
     return FunctionalFit(
         fit=fit,

@@ -111,6 +111,7 @@ def _result(
         iterations=torch.zeros(len(converged), dtype=torch.int64),
         converged=converged,
         message=text,
+        left_out=mask,
     )
     return FunctionalFits(
         fit=fit,

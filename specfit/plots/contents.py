@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Contents", "DrawableFit", "Points", "is_density", "poisson_interval", "to_numpy"]
+__all__ = ["Contents", "DrawableFit", "Points", "is_density", "not_drawn", "poisson_interval", "to_numpy"]
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -22,7 +22,8 @@ class DrawableFit(Protocol):
     """What a fit must offer to be drawn, for one spectrum; `BackgroundFit` does.
 
     `background` and `uncertainty` (events), `significance` and `mask` have shape `(n_bins,)`; `deviance`, `ndf`,
-    `p_value` and `converged` are scalars.
+    `p_value` and `converged` are scalars. What is true in `left_out`, of shape `(n_bins,)`, where there is such a field
+    and it is not None, is not drawn.
     """
 
     @property
@@ -85,6 +86,7 @@ class Contents:
         significance: Significance of each bin.
         mask: True where a refit did not believe the data.
         gaps: True where there are none; data and error bars are NaN there.
+        left_out: True where the caller left out what there is; data and error bars are NaN there too.
     """
 
     edges: np.ndarray
@@ -97,6 +99,7 @@ class Contents:
     significance: np.ndarray
     mask: np.ndarray
     gaps: np.ndarray
+    left_out: np.ndarray
 
     @classmethod
     def of(cls, fit: DrawableFit, truth: ArrayLike | None) -> Contents:
@@ -111,8 +114,10 @@ class Contents:
         expected = None if truth is None else to_numpy(as_float64(truth, "truth"))
         if expected is not None and expected.shape != counts.shape:
             raise InputError(f"truth: shape {counts.shape} is expected as for the spectrum, {expected.shape} came")
-        gaps = ~to_numpy(fit.spectrum.measured)
-        data, low, high, unit = Points.of(fit.spectrum)
+        gaps, hidden = ~to_numpy(fit.spectrum.measured), not_drawn(fit)
+        points = Points.of(fit.spectrum)
+        data, low, high = (np.where(hidden, np.nan, values) for values in points[:3])
+        unit = points.unit
         return cls(
             edges=edges,
             data=data,
@@ -122,8 +127,9 @@ class Contents:
             uncertainty=to_numpy(fit.uncertainty) / unit,
             truth=None if expected is None else expected / unit,
             significance=to_numpy(fit.significance),
-            mask=to_numpy(fit.mask).astype(bool) & ~gaps,
+            mask=to_numpy(fit.mask).astype(bool) & ~hidden,
             gaps=gaps,
+            left_out=hidden & ~gaps,
         )
 
     @property
@@ -141,6 +147,12 @@ class Contents:
             return 0.0, 1.3 * highest
         lowest = 0.5 * float(np.where(self.low > 0, self.low, self.data)[self.data > 0].min())
         return lowest, highest * (highest / lowest) ** 0.12
+
+
+def not_drawn(fit: DrawableFit) -> np.ndarray:
+    """Tells the bins of gaps and those that the caller left out, shape `(n_bins,)`."""
+    gaps, left_out = ~to_numpy(fit.spectrum.measured), getattr(fit, "left_out", None)
+    return gaps if left_out is None else gaps | to_numpy(left_out)
 
 
 def is_density(spectrum: Spectrum) -> bool:

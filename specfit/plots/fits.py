@@ -15,7 +15,7 @@ import numpy as np
 
 from specfit.arrays import ArrayLike
 from specfit.errors import InputError
-from specfit.plots.contents import Contents, DrawableFit, is_density
+from specfit.plots.contents import Contents, DrawableFit, is_density, not_drawn, to_numpy
 from specfit.plots.look import BAND, DATA, EMPTY, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x, shade
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def draw_fit(
 ) -> Figure:
     """Draws data, background with its band of one standard deviation, and below them the significance of each bin.
 
-    Masked bins are hatched and their points hollow; gaps are grey, with the interpolated background alone. On a
-    logarithmic axis an empty bin shows its upper error only, in grey. Beyond a significance of 15 the lower panel is
-    logarithmic outside ±3. A fit that did not converge says so above the picture.
+    Masked bins are hatched and their points hollow; gaps and what the caller left out are grey, with the interpolated
+    background alone. On a logarithmic axis an empty bin shows its upper error only, in grey. Beyond a significance of
+    15 the lower panel is logarithmic outside ±3. A fit that did not converge says so above the picture.
 
     Args:
         fit: One fit (of a batch, take `fit[i]`).
@@ -130,8 +130,9 @@ def _two_panels() -> tuple[Axes, Axes]:
 def _draw_panels(contents: Contents, top: Axes, bottom: Axes, *, font: int) -> dict[str, Any]:
     """Fills both panels; returns the handles of a legend by label."""
     handles = _draw_events(contents, top, scale=font / 14) | _draw_mask(contents, top, bottom)
-    if contents.gaps.any():
-        handles["No data"], _ = (shade(ax, contents.edges, contents.gaps) for ax in (top, bottom))
+    for label, chosen in {"No data": contents.gaps, "Left out": contents.left_out}.items():
+        if chosen.any():
+            handles[label], _ = (shade(ax, contents.edges, chosen, label=label) for ax in (top, bottom))
     _draw_significance(contents, bottom)
     if contents.needs_log:
         top.set_yscale("log")
@@ -166,7 +167,7 @@ def _draw_points(contents: Contents, ax: Axes, *, scale: float) -> Any:
     kinds = {
         "Empty": (absent, EMPTY, "none"),
         "Masked data": (c.mask & ~absent, DATA, "white"),
-        "Data": (~c.mask & ~absent & ~c.gaps, DATA, DATA),
+        "Data": (~c.mask & ~absent & ~c.gaps & ~c.left_out, DATA, DATA),
     }
     points = {}
     for label, (chosen, color, inside) in kinds.items():
@@ -244,7 +245,7 @@ def _quality(fit: DrawableFit) -> str:
     return (
         f"deviance / ndf = {number(float(fit.deviance))} / {number(float(fit.ndf))}\n"
         f"p-value {'< $10^{-300}$' if p == 0 else f'= {number(p)}'}\n"
-        f"{number(float(fit.spectrum.total))} {kind}"
+        f"{number(float(to_numpy(fit.spectrum.counts)[~not_drawn(fit)].sum()))} {kind}"
     )
 
 
