@@ -56,8 +56,8 @@ SEEN_ABOVE, MOST_PASSES = 0.5, 4
 SETTLED = 0.05
 # A deficit multiplies what the net sees by no more than this.
 LARGEST_SHARE = 10.0
-# Where a background of its own explains a signal, its error grows by no more than this.
-LARGEST_ABSORPTION = 10.0
+# Where a background of its own explains a signal, its error grows by no more than this. Of ln L, what an error is.
+LARGEST_ABSORPTION, STANDARD_DEVIATION = 10.0, 0.5
 # For signals above so many standard deviations a background may be so many times further from what the net expects;
 # an effective parameter that it uses more costs so much of ln L, twice what H. Akaike asks for, IEEE Trans. Autom.
 # Control 19 (1974) 716. Then those above four standard deviations among pure backgrounds are as many as chance allows.
@@ -275,10 +275,8 @@ def _explained(
         Two factors `(r,)`: for that of the first pass, and for those further from what the net expects.
     """
     with_signal, without = torch.minimum(rows.fit.nll, with_signal), torch.minimum(rows.without.nll, without)
-    alone, both = (
-        (one - other).clamp(min=TINY) for one, other in ((rows.without.nll, rows.fit.nll), (without, with_signal))
-    )
-    absorption = (alone / both).sqrt().clamp(1.0, LARGEST_ABSORPTION)
+    alone, both = rows.without.nll - rows.fit.nll, without - with_signal
+    absorption = _widening(alone, both)
     doubted = (alone > DOUBTED_ABOVE**2 / 2).nonzero()[:, 0]
     if wider and len(doubted) > 0:
         some, weight = rows.of(doubted), (~mask[doubted]).to(rows.data)
@@ -291,5 +289,14 @@ def _explained(
             price = PRICE * (n_parameters(alone_wider, basis, weight) - used)
             for best, other in ((without, alone_wider), (with_signal, both_wider)):
                 best[doubted] = torch.minimum(best[doubted], other.nll + price)
-    imitation = (both / (without - with_signal).clamp(min=TINY)).sqrt().clamp(1.0, LARGEST_ABSORPTION)
-    return absorption, imitation
+    return absorption, _widening(both, without - with_signal)
+
+
+def _widening(before: Tensor, after: Tensor) -> Tensor:
+    """Returns how much wider an error is where other backgrounds reduce what a signal gains of ln L, `(r,)` each.
+
+    A gain that they explain wholly adds its square root, the yield in units of its error, in quadrature. A gain of less
+    than the half that makes a standard deviation says nothing about an error, and nor does the ratio of two such.
+    """
+    ratio = (before.clamp(min=0.0) + STANDARD_DEVIATION) / (after.clamp(min=0.0) + STANDARD_DEVIATION)
+    return ratio.sqrt().clamp(1.0, LARGEST_ABSORPTION)
