@@ -39,7 +39,9 @@ def rows_of(counts, background, templates, *, basis=None, masked=(), widening=1.
     fit = fit_jointly(data, mean, basis, columns, weight=weight)
     model = LocalModel(mean, basis, weight, torch.zeros(1, 1), torch.ones(1))
     widening, imitation, misfit = torch.full((3, 1), widening, dtype=torch.float64)
-    return Rows(data, columns, model, fit, without, widening, imitation / widening, misfit, data[:, :0]), weight
+    return Rows(
+        data, columns, model, fit, without, widening, widening, imitation / widening, misfit, data[:, :0]
+    ), weight
 
 
 def minos_of(counts, background, templates, basis, masked=()):

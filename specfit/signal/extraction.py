@@ -114,7 +114,7 @@ def extract_largest(
     """
     first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask)
     nothing = torch.ones_like(first.widening)
-    first = _calibrated(net, first, edges, mask[spectrum], explained=(nothing, nothing), undescribed=nothing)
+    first = _calibrated(net, first, edges, mask[spectrum], explained=(nothing, nothing, nothing), undescribed=nothing)
     z = _significances(first)
     largest = _largest_of_each(z, spectrum, len(counts))
     rows = (z >= torch.minimum(NEAR_SHARE * largest, largest - NEAR_DISTANCE)[spectrum]).nonzero()[:, 0]
@@ -174,7 +174,7 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, without: JointFit 
     start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
     fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
     none = torch.ones_like(fit.nll)
-    return Rows(data, columns, model, fit, without, none, none, none, data.new_zeros(len(data), 0))
+    return Rows(data, columns, model, fit, without, none, none, none, none, data.new_zeros(len(data), 0))
 
 
 def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor, *, trusting: bool = False) -> Rows:
@@ -193,7 +193,7 @@ def _calibrated(
     edges: Tensor,
     mask: Tensor,
     *,
-    explained: tuple[Tensor, Tensor],
+    explained: tuple[Tensor, Tensor, Tensor],
     undescribed: Tensor,
 ) -> Rows:
     """Widens the errors by what another background explains, what nothing describes, and what simulation taught."""
@@ -207,9 +207,15 @@ def _calibrated(
         variance=rows.fit.covariance[:, 0, 0],
     )
     undescribed = torch.maximum(undescribed, misfit(rows.fit, rows.model, weight))
-    absorption, imitation = explained
-    widening = absorption * imitation * undescribed * net.yield_scale(features)
-    return rows._replace(widening=widening, imitation=imitation, misfit=undescribed, features=features)
+    absorption, imitation, of_error = explained
+    otherwise = undescribed * net.yield_scale(features)
+    return rows._replace(
+        widening=of_error * otherwise,
+        weakening=absorption * imitation * otherwise,
+        imitation=imitation,
+        misfit=undescribed,
+        features=features,
+    )
 
 
 def _without_windows_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor) -> Rows:
@@ -261,7 +267,7 @@ def _asked_again(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, hi
 
 def _explained(
     rows: Rows, with_signal: Tensor, without: Tensor, mask: Tensor, *, wider: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns by how much less significant signals are when other local models count too.
 
     Args:
@@ -272,11 +278,13 @@ def _explained(
         wider: So many times further than the net expects others may go.
 
     Returns:
-        Two factors `(r,)`: for that of the first pass, and for those further from what the net expects.
+        Three factors `(r,)`: on the significance for that of the first pass, and for those further from what the net
+        expects; and on the error for both.
     """
     with_signal, without = torch.minimum(rows.fit.nll, with_signal), torch.minimum(rows.without.nll, without)
-    alone, both = rows.without.nll - rows.fit.nll, without - with_signal
-    absorption = _widening(alone, both)
+    alone, both = (
+        (one - other).clamp(min=TINY) for one, other in ((rows.without.nll, rows.fit.nll), (without, with_signal))
+    )
     doubted = (alone > DOUBTED_ABOVE**2 / 2).nonzero()[:, 0]
     if wider and len(doubted) > 0:
         some, weight = rows.of(doubted), (~mask[doubted]).to(rows.data)
@@ -289,14 +297,9 @@ def _explained(
             price = PRICE * (n_parameters(alone_wider, basis, weight) - used)
             for best, other in ((without, alone_wider), (with_signal, both_wider)):
                 best[doubted] = torch.minimum(best[doubted], other.nll + price)
-    return absorption, _widening(both, without - with_signal)
-
-
-def _widening(before: Tensor, after: Tensor) -> Tensor:
-    """Returns how much wider an error is where other backgrounds reduce what a signal gains of ln L, `(r,)` each.
-
-    A gain that they explain wholly adds its square root, the yield in units of its error, in quadrature. A gain of less
-    than the half that makes a standard deviation says nothing about an error, and nor does the ratio of two such.
-    """
-    ratio = (before.clamp(min=0.0) + STANDARD_DEVIATION) / (after.clamp(min=0.0) + STANDARD_DEVIATION)
-    return ratio.sqrt().clamp(1.0, LARGEST_ABSORPTION)
+    left = (without - with_signal).clamp(min=TINY)
+    # What a signal gains of ln L, its share of a standard deviation squared, says nothing about an error where it is
+    # less than the half that makes one: a signal that others explain wholly has its own size in its error.
+    ratios = alone / both, both / left, (alone + STANDARD_DEVIATION) / (left + STANDARD_DEVIATION)
+    absorption, imitation, of_error = (ratio.sqrt().clamp(1.0, LARGEST_ABSORPTION) for ratio in ratios)
+    return absorption, imitation, of_error

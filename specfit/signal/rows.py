@@ -30,10 +30,13 @@ class Rows(NamedTuple):
     """The same model without the tested signal."""
     widening: Tensor
     """By how much the error of the tested yield is wider than this local model knows, shape `(r,)`."""
+    weakening: Tensor
+    """By how many times wider it would have to be for the significance that is left, shape `(r,)`: more where other
+    backgrounds explain a signal wholly, whatever its size."""
     imitation: Tensor
     """The part of that which is there because backgrounds far from what the net expects imitate it, shape `(r,)`."""
     misfit: Tensor
-    """The part of that which is there because background and signals do not describe the data, shape `(r,)`."""
+    """The part of both which is there because background and signals do not describe the data, shape `(r,)`."""
     features: Tensor
     """What the learned part of that depends on, for who teaches it, shape `(r, N_OF_YIELD)`."""
 
@@ -51,13 +54,13 @@ class Rows(NamedTuple):
     def local_z(self) -> Tensor:
         """Signed local significance, shape `(r,)`."""
         # What a likelihood ratio says is certain: it takes from the significance just its share.
-        z = significance(self._root, self.widening / self.imitation) / self.imitation
+        z = significance(self._root, self.weakening / self.imitation) / self.imitation
         return self.fit.yields[:, 0].sign() * z
 
     @property
     def pull(self) -> Tensor:
         """Signed local significance with a certain widening where the data are described, shape `(r,)`."""
-        certain = self.fit.yields[:, 0].sign() * self._root / self.widening
+        certain = self.fit.yields[:, 0].sign() * self._root / self.weakening
         return torch.where(self.misfit > 1, self.local_z, certain)
 
     @property
