@@ -130,6 +130,8 @@ def test_the_same_kind_of_file_comes_out(run, counts):
     assert run("predict", "a.csv")[0] == 0
     assert run("predict", "a.npz", "--out", "b.npz")[0] == 0
     assert run("predict", "a.root:dir/mass")[0] == 0
+    Path("a_background.root").unlink()
+    assert run("predict", "a.root:dir;1/mass;1")[0] == 0  # as uproot's keys() print it
     Path("a.root").rename("b.ROOT")
     before = Path("b.ROOT").read_bytes()
     assert run("predict", "b.ROOT:dir/mass", "--plot")[0] == 0
@@ -156,6 +158,7 @@ def test_the_picture_lies_where_it_was_asked_for(run, counts, option, picture):
 
 def test_every_histogram_of_a_file_has_a_table_of_its_own():
     assert beside("dir/a.ROOT:b/mass", "_scan.csv") == Path("dir/a_mass_scan.csv")
+    assert beside("dir/a.ROOT:b/mass;2", "_scan.csv") == Path("dir/a_mass_scan.csv")
     assert beside("dir/a.csv", "_scan.csv") == Path("dir/a_scan.csv")
 
 
@@ -193,6 +196,13 @@ def test_missing_and_damaged_inputs_are_one_line(run, counts):
     assert_one_clear_line(run("predict", "hist.xyz"), ".npy")
     Path("bad.csv").write_text("low_edge,high_edge,content\n1,2,3\n2,1.5,4\n")
     assert_one_clear_line(run("predict", "bad.csv"), "bad.csv")
+
+
+@pytest.mark.parametrize("verb", ["predict", "scan", "validate"])
+def test_an_empty_name_and_a_folder_are_one_line(run, verb):
+    assert_one_clear_line(run(verb, ""), "a file is expected, an empty name came")
+    for folder in (".", "/"):
+        assert_one_clear_line(run(verb, folder), f"{folder}: this is a folder; name a file in it")
 
 
 def test_a_root_path_that_is_not_there_lists_what_is(run, counts):
