@@ -194,6 +194,16 @@ def test_the_command_line_names_a_fault(file):
     assert "measurement 'other' does not exist" in str(answer.exception)
 
 
+def test_a_signal_that_the_data_leave_open_has_no_limit(tmp_path):
+    found = document_of({"name": "background", "data": [50.0, 60.0]}, [55, 68], [0.0, 0.0])
+    path = tmp_path / "open.json"
+    path.write_text(json.dumps(found))
+    assert "the data leave a direction open: mu" in CliRunner().invoke(app, ["fit", str(path)]).output
+    answer = CliRunner().invoke(app, ["fit", str(path), "--limit"])
+    assert isinstance(answer.exception, InputError)
+    assert "leave mu open and exclude no value, so there is no limit" in str(answer.exception)
+
+
 def test_what_the_readme_shows_runs_as_written(tmp_path, monkeypatch):
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     shown = readme[readme.index("\n## Statistics") : readme.index("\n## Categories")]
