@@ -194,6 +194,16 @@ def test_the_command_line_names_a_fault(file):
     assert "measurement 'other' does not exist" in str(answer.exception)
 
 
+def test_what_is_fitted_without_observations_is_no_data_and_that_is_said(file):
+    document = json.loads(file.read_text())
+    assert "no observation" not in CliRunner().invoke(app, ["fit", str(file)]).output
+    names = ", ".join(one["name"] for one in document.pop("observations"))
+    file.write_text(json.dumps(document))
+    said = f"these are no data: the workspace has no observation of {names}"
+    assert CliRunner().invoke(app, ["fit", str(file)]).output.startswith(said)
+    assert json.loads(CliRunner().invoke(app, ["fit", str(file), "--json"]).output)["note"].startswith(said)
+
+
 def test_a_signal_that_the_data_leave_open_has_no_limit(tmp_path):
     found = document_of({"name": "background", "data": [50.0, 60.0]}, [55, 68], [0.0, 0.0])
     path = tmp_path / "open.json"
