@@ -105,6 +105,8 @@ def test_options_that_contradict_each_other_are_refused(run, counts):
     np.save("hist.npy", counts)
     assert_one_clear_line(run("predict", "hist.npy", "--no-refit", "--refit", "windows"), "--no-refit: it contradicts")
     assert_one_clear_line(run("scan", "hist.npy", "--width", "0.05", "--resolution", "50"), "give one of them")
+    for option in (("--scheduler", "tcp://node:1"), ("--workers", "2"), ("--store", "kept")):
+        assert_one_clear_line(run("scan", "hist.npy", *option), f"{option[0]}: for pseudo-experiments", "--toys")
 
 
 def test_a_file_of_very_many_spectra_is_streamed(run, counts, monkeypatch):
@@ -190,6 +192,8 @@ def test_missing_and_damaged_inputs_are_one_line(run, counts):
     assert_one_clear_line(run("predict", "objects.npy"), "unpickling")
     Path("empty.npy").touch()
     assert_one_clear_line(run("predict", "empty.npy"), "empty.npy")
+    Path("empty.yaml").touch()
+    assert_one_clear_line(run("fit", "empty.yaml"), "empty.yaml: the file is empty")
     Path("text.npy").write_text("hello")
     assert_one_clear_line(run("predict", "text.npy"), "text.npy")
     Path("hist.xyz").write_text("hello")
