@@ -156,6 +156,8 @@ def test_pictures_show_what_they_should(tmp_path):
     for name, one in figures.items():
         assert plots.save(one, tmp_path / f"{name}.png").stat().st_size > 5000
     assert_allclose(figures["correlation"].axes[0].images[0].get_array(), best.correlation)
+    (legend,) = figures["impacts"].legends  # covers no bar
+    assert legend.get_window_extent().y0 >= figures["impacts"].axes[1].get_window_extent().y1
     assert figures["impacts"].axes[0].get_yticklabels()[-1].get_text() == impacts(model, best=best).impacts[0].parameter
     with pytest.raises(InputError, match="one for each of 1 scans"):
         plots.draw_scan(curve, labels=["a", "b"])
