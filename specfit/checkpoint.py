@@ -30,6 +30,7 @@ DEFAULT = "reference.safetensors"
 ANY_BINNING = "any_binning.safetensors"
 """The shipped checkpoint for all spectra whose edges are not those of the default."""
 IN_A_RUN = "checkpoint.safetensors"
+LAST_STATE = Path("state", "last.ckpt")  # of a training, in the folder of the run
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,10 @@ def find(path: str | Path | None = None) -> Path:
     of_that_name = shipped(f"{path}.safetensors")
     if not path.exists() and path.name == str(path) and of_that_name.is_file():
         path = of_that_name
+    if not path.is_file() and path.name == IN_A_RUN and (path.parent / LAST_STATE).exists():
+        raise FileNotFoundError(
+            f"checkpoint: {path.parent} holds a stopped training; the same `specfit train` command continues it"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: {path} does not exist; `specfit train` makes one")
     return path

@@ -199,6 +199,12 @@ def _check_edges(edges: Tensor) -> None:
         raise InputError(
             f"edges: must increase strictly, but edge {at + 1} ({edges[at + 1]:g}) follows edge {at} ({edges[at]:g})"
         )
+    # Centres are sums of two edges, and logarithms of widths are differences.
+    if not (2 * edges.abs().amax()).isfinite() or not (steps.amax() / steps.amin()).isfinite():
+        raise InputError(
+            f"edges: {edges[0]:g} to {edges[-1]:g} with widths of {steps.amin():g} to {steps.amax():g} is beyond "
+            "double precision; choose another unit or a shorter range"
+        )
 
 
 def _check_contents(contents: Tensor, edges: Tensor, *, name: str) -> None:

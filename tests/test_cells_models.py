@@ -279,7 +279,7 @@ def test_a_start_or_prior_that_fits_nothing_is_named(channel):
     model = AxisNorm("muons", "signal", "eta")
     with pytest.raises(InputError, match="no parameter is called 'norm_background"):
         CellLikelihood([channel], model, start={"norm_background_*": 2.0})
-    with pytest.raises(InputError, match="cannot be -1"):
+    with pytest.raises(InputError, match=r"start \(--expect\) .*=-1: a .* cannot be -1"):
         CellLikelihood([channel], model, start={"norm_*": -1.0})
     with pytest.raises(InputError, match="no parameter is called 'slope_"):
         Composite(model, priors={"slope_*": (0.0, 1.0)}).bind([channel])

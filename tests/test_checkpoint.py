@@ -222,6 +222,13 @@ def test_missing_file(tmp_path):
             load(path)
 
 
+def test_a_stopped_training_is_not_called_missing(tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "last.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} holds a stopped training; the same `specfit"):
+        load(tmp_path)
+
+
 def test_truncated_file(saved):
     whole = saved.read_bytes()
     header_length = int.from_bytes(whole[:8], "little")

@@ -105,6 +105,8 @@ def test_options_that_contradict_each_other_are_refused(run, counts):
     np.save("hist.npy", counts)
     assert_one_clear_line(run("predict", "hist.npy", "--no-refit", "--refit", "windows"), "--no-refit: it contradicts")
     assert_one_clear_line(run("scan", "hist.npy", "--width", "0.05", "--resolution", "50"), "give one of them")
+    for option in (("--scheduler", "tcp://node:1"), ("--workers", "2"), ("--store", "kept")):
+        assert_one_clear_line(run("scan", "hist.npy", *option), f"{option[0]}: for pseudo-experiments", "--toys")
 
 
 def test_a_scan_that_finds_a_deficit_alone_has_no_global_significance(run, counts):
@@ -142,6 +144,8 @@ def test_the_same_kind_of_file_comes_out(run, counts):
     assert run("predict", "a.csv")[0] == 0
     assert run("predict", "a.npz", "--out", "b.npz")[0] == 0
     assert run("predict", "a.root:dir/mass")[0] == 0
+    Path("a_background.root").unlink()
+    assert run("predict", "a.root:dir;1/mass;1")[0] == 0  # as uproot's keys() print it
     Path("a.root").rename("b.ROOT")
     before = Path("b.ROOT").read_bytes()
     assert run("predict", "b.ROOT:dir/mass", "--plot")[0] == 0
@@ -168,6 +172,7 @@ def test_the_picture_lies_where_it_was_asked_for(run, counts, option, picture):
 
 def test_every_histogram_of_a_file_has_a_table_of_its_own():
     assert beside("dir/a.ROOT:b/mass", "_scan.csv") == Path("dir/a_mass_scan.csv")
+    assert beside("dir/a.ROOT:b/mass;2", "_scan.csv") == Path("dir/a_mass_scan.csv")
     assert beside("dir/a.csv", "_scan.csv") == Path("dir/a_scan.csv")
 
 
@@ -199,12 +204,21 @@ def test_missing_and_damaged_inputs_are_one_line(run, counts):
     assert_one_clear_line(run("predict", "objects.npy"), "unpickling")
     Path("empty.npy").touch()
     assert_one_clear_line(run("predict", "empty.npy"), "empty.npy")
+    Path("empty.yaml").touch()
+    assert_one_clear_line(run("fit", "empty.yaml"), "empty.yaml: the file is empty")
     Path("text.npy").write_text("hello")
     assert_one_clear_line(run("predict", "text.npy"), "text.npy")
     Path("hist.xyz").write_text("hello")
     assert_one_clear_line(run("predict", "hist.xyz"), ".npy")
     Path("bad.csv").write_text("low_edge,high_edge,content\n1,2,3\n2,1.5,4\n")
     assert_one_clear_line(run("predict", "bad.csv"), "bad.csv")
+
+
+@pytest.mark.parametrize("verb", ["predict", "scan", "validate"])
+def test_an_empty_name_and_a_folder_are_one_line(run, verb):
+    assert_one_clear_line(run(verb, ""), "a file is expected, an empty name came")
+    for folder in (".", "/"):
+        assert_one_clear_line(run(verb, folder), f"{folder}: this is a folder; name a file in it")
 
 
 def test_a_root_path_that_is_not_there_lists_what_is(run, counts):

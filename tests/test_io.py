@@ -218,6 +218,7 @@ def test_csv_column_gives_variances(tmp_path, column, cells):
             r"no column named low_edge, high_edge, content \(the columns are low, high, n\)",
         ),
         ("low_edge;high_edge;content\n0;1;4\n", "separated by commas"),
+        ("low_edge,high_edge,content,content\n0,1,4,5\n1,3,2,5\n", "2 columns are named content; rename"),
         ("0,1,4,5\n1,3,2,5\n", "line 1: 4 columns came without a header line"),
         ("low_edge,high_edge,content\n0,1,4\n1,3,2,5\n", "line 3: 4 cells came, 3 are expected"),
         ("low_edge,high_edge,content\n", "no line with numbers"),
@@ -299,6 +300,7 @@ def test_edges_from_other_files_and_arrays(tmp_path):
         ("0:10", "expected lo:hi:n"),
         ("edges.parquet", "or a file that ends in .npy, .npz, .csv, .txt, .root"),
         ("", "expected lo:hi:n"),
+        ("1e-300:1e300:50:log", "edges: 1e-300 to 1e.300 with widths of .* is beyond double precision"),
     ],
 )
 def test_edges_errors_quote_what_came(text, message):

@@ -271,9 +271,9 @@ def test_a_chunk_of_another_size_under_this_name_is_drawn_again(tmp_path, undist
 @pytest.mark.parametrize(
     ("job", "changed", "message"),
     [
-        (Toys(), {"seed": 4}, r"another run \(seed: 3 there, 4 asked for\); repeat those settings, or choose another"),
+        (Toys(), {"seed": 4}, r"holds another run \(seed: 3 there, 4 asked for\); give what it was made with, or "),
         (Toys(), {"chunk_size": 5}, r"chunk_size: 4 there, 5 asked for"),
-        (Toys(rate=21.0), {}, r"job.digest: '\w+\.\.\.\w+' there, .*; job.rate: 20.0 there, 21.0 asked for"),
+        (Toys(rate=21.0), {}, r"\(job.digest: not the same; job.rate: 20.0 there, 21.0 asked for"),
     ],
 )
 def test_the_store_of_another_run_is_refused(job, changed, message, tmp_path):

@@ -102,6 +102,8 @@ def test_repr_says_how_much_of_what():
         ([0, 2, 1, 4], r"edges: must increase strictly, but edge 2 \(1\) follows edge 1 \(2\)"),
         ([0, 1, 1, 4], r"edge 2 \(1\) follows edge 1 \(1\)"),
         ([4, 2, 1, 0], r"edge 1 \(2\) follows edge 0 \(4\)"),
+        ([0, 1e307, 2e307, 1e308], r"edges: 0 to 1e\+308 with .* is beyond double precision"),
+        ([1e-200, 2e-200, 3e-200, 1e150], r"edges: 1e-200 to 1e\+150 with widths of 1e-200 to 1e\+150"),
         (["a", "b", "c", "d"], "edges: real numbers are expected"),
         ([[0, 1], [2]], "edges: not a rectangular array"),
     ],

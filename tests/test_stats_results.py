@@ -156,6 +156,8 @@ def test_pictures_show_what_they_should(tmp_path):
     for name, one in figures.items():
         assert plots.save(one, tmp_path / f"{name}.png").stat().st_size > 5000
     assert_allclose(figures["correlation"].axes[0].images[0].get_array(), best.correlation)
+    (legend,) = figures["impacts"].legends  # covers no bar
+    assert legend.get_window_extent().y0 >= figures["impacts"].axes[1].get_window_extent().y1
     assert figures["impacts"].axes[0].get_yticklabels()[-1].get_text() == impacts(model, best=best).impacts[0].parameter
     with pytest.raises(InputError, match="one for each of 1 scans"):
         plots.draw_scan(curve, labels=["a", "b"])
@@ -192,6 +194,26 @@ def test_the_command_line_names_a_fault(file):
     answer = CliRunner().invoke(app, ["fit", str(file), "--measurement", "other"])
     assert isinstance(answer.exception, InputError)
     assert "measurement 'other' does not exist" in str(answer.exception)
+
+
+def test_what_is_fitted_without_observations_is_no_data_and_that_is_said(file):
+    document = json.loads(file.read_text())
+    assert "no observation" not in CliRunner().invoke(app, ["fit", str(file)]).output
+    names = ", ".join(one["name"] for one in document.pop("observations"))
+    file.write_text(json.dumps(document))
+    said = f"these are no data: the workspace has no observation of {names}"
+    assert CliRunner().invoke(app, ["fit", str(file)]).output.startswith(said)
+    assert json.loads(CliRunner().invoke(app, ["fit", str(file), "--json"]).output)["note"].startswith(said)
+
+
+def test_a_signal_that_the_data_leave_open_has_no_limit(tmp_path):
+    found = document_of({"name": "background", "data": [50.0, 60.0]}, [55, 68], [0.0, 0.0])
+    path = tmp_path / "open.json"
+    path.write_text(json.dumps(found))
+    assert "the data leave a direction open: mu" in CliRunner().invoke(app, ["fit", str(path)]).output
+    answer = CliRunner().invoke(app, ["fit", str(path), "--limit"])
+    assert isinstance(answer.exception, InputError)
+    assert "leave mu open and exclude no value, so there is no limit" in str(answer.exception)
 
 
 def test_what_the_readme_shows_runs_as_written(tmp_path, monkeypatch):

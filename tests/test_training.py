@@ -195,6 +195,7 @@ def test_killed_runs_continue_to_the_weights_of_an_undisturbed_one(tmp_path):
     assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
     subprocess.run(arguments, check=True, capture_output=True, timeout=300)
     assert_equal_weights(weights(tmp_path / "undisturbed"), weights(tmp_path / "killed"))
+    assert (tmp_path / "killed" / "train.log").read_text().count("calibrating the errors on 256 spectra") == 1
 
 
 def test_an_epoch_that_gains_nothing_is_kept_to_continue_from(tmp_path):
@@ -245,8 +246,13 @@ def test_multirun_sweeps(tmp_path):
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
     ("words", "told"),
-    [([*SMALL, "name=t", "edges=5:1:3"], "edges"), (["experiment=nonsense"], "reference")],
-    ids=["bad edges", "unknown experiment"],
+    [
+        ([*SMALL, "name=t", "edges=5:1:3"], "edges"),
+        (["experiment=nonsense"], "reference"),
+        ([], "experiment: one of calvet2021, default, dense, quick"),
+        (["net=dense"], "or name=NAME"),
+    ],
+    ids=["bad edges", "unknown experiment", "nothing", "no name"],
 )
 def test_mistakes_in_a_configuration_are_one_line(monkeypatch, capsys, words, told):
     monkeypatch.setattr(sys, "argv", ["specfit", "train", *words])
@@ -257,3 +263,4 @@ def test_mistakes_in_a_configuration_are_one_line(monkeypatch, capsys, words, to
     assert error.startswith("specfit: error:")
     assert told in error
     assert len(error.splitlines()) == 1
+    assert not Path("runs/None").exists()

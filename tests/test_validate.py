@@ -296,6 +296,8 @@ def test_the_command_writes_the_sheet_and_exits_with_its_verdict(monkeypatch, ca
         (["hist.npy", "--mass", "1"], "mass: masses from 250"),
         (["hist.npy", "--edges", "0:1:7"], "edges"),
         (["hist.npy", "--mask", "5"], "--mask"),
+        (["hist.npy", "--out", "hist.npy"], "--out: hist.npy is a file; name a folder"),
+        (["hist.npy", "--out", "no/such"], "--out: the folder no does not exist"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(monkeypatch, capsys, tmp_path, task, arguments, words):

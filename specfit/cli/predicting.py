@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from specfit.cli.options import BESIDE_THE_OUTPUT, AsJson, Checkpoint, Counts, Edges, Mask, edges_of, windows_of
-from specfit.cli.terminal import gaps, print_json, print_rows, print_written, progress_bar
+from specfit.cli.terminal import gaps, named_by, print_json, print_rows, print_written, progress_bar
 from specfit.errors import InputError
 
 ROWS_SHOWN = 10
@@ -116,9 +116,7 @@ def _predict_many(
 
 def _beside(source: str) -> str:
     """Names the output after the input: `hist.npy` to `hist_background.npy`, inside a ROOT file likewise."""
-    from specfit.io.files import locate
-
-    file, inside = locate(source)
+    file, inside = named_by(source)
     output = file.with_name(f"{file.stem}_background{file.suffix}")
     return f"{output}:{inside}" if inside else str(output)
 

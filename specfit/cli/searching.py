@@ -91,11 +91,19 @@ def scan(
     }
     output = _Output(spectrum, Path(out) if out else beside(spectrum, "_scan.csv"), plot, as_json)
     if not _is_batch(spectrum):
+        if not toys:
+            _refuse_of_toys({"--workers": workers > 1, "--scheduler": scheduler, "--store": store})
         _scan_one(output, options | {"n_toys": toys, "workers": workers, "scheduler": scheduler, "level": level})
     elif toys or scheduler or workers > 1:
         raise InputError("--toys: a file of many spectra gets its global p-values from correlations; leave it out")
     else:
         _scan_many(output, options)
+
+
+def _refuse_of_toys(options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise InputError(f"{', '.join(given)}: for pseudo-experiments, and none are asked for; give --toys N too")
 
 
 class _Output(NamedTuple):

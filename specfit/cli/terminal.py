@@ -6,6 +6,7 @@ __all__ = [
     "beside",
     "changing_bar",
     "gaps",
+    "named_by",
     "numbers",
     "one_line",
     "print_json",
@@ -17,6 +18,7 @@ __all__ = [
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -65,11 +67,26 @@ def beside(source: str, ending: str) -> Path:
 
     Of `file.root:dir/mass` it is `file_mass_scan.csv`: a file holds many histograms.
     """
-    from specfit.io.files import locate
-
-    file, inside = locate(source)
+    file, inside = named_by(source)
     name = f"{file.stem}_{PurePosixPath(inside).name}" if inside else file.stem
     return file.with_name(f"{name}{ending}")
+
+
+def named_by(source: str) -> tuple[Path, str]:
+    """Returns the file that an output is named after, and the histogram inside it without its cycle.
+
+    Raises:
+        InputError: The name is empty.
+        IsADirectoryError: It is that of a folder.
+    """
+    from specfit.io.files import check_readable, locate
+
+    if not source:
+        raise InputError("FILE: a file is expected, an empty name came")
+    file, inside = locate(source)
+    if file.is_dir():
+        check_readable(file)
+    return file, re.sub(r";\d+", "", inside)
 
 
 def print_json(content: dict[str, Any]) -> None:

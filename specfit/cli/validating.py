@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["validate"]
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 
 from specfit.cli.options import Checkpoint, Counts, Edges, Mask, Scheduler, Seed, Store, Workers, edges_of, windows_of
 from specfit.cli.terminal import beside, numbers, print_json
+from specfit.errors import InputError
 
 if TYPE_CHECKING:
     from specfit.search import ValidationSheet
@@ -53,6 +55,7 @@ def validate(
     """
     from specfit import search
 
+    folder = _folder(out or beside(spectrum, "_validation"))
     sheet = search.validate(
         spectrum,
         edges_of(edges),
@@ -67,13 +70,26 @@ def validate(
         store=store,
         progress=True,
     )
-    written = sheet.save(out or beside(spectrum, "_validation"), title=Path(spectrum).name)
+    written = sheet.save(folder, title=Path(spectrum).name)
     if as_json:
         print_json({"input": spectrum, "sheet": str(written), **sheet.to_dict()})
     else:
         _print_table(sheet, written)
     if not sheet.passed:
         raise typer.Exit(1)
+
+
+def _folder(out: str | Path) -> Path:
+    """Refuses what the sheet could not be written into, before hours of pseudo-experiments."""
+    folder = Path(out)
+    there = folder if folder.exists() else folder.parent
+    if not there.exists():
+        raise InputError(f"--out: the folder {there} does not exist; create it first")
+    if not there.is_dir():
+        raise InputError(f"--out: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"--out: {there} may not be written; choose another folder")
+    return folder
 
 
 def _print_table(sheet: ValidationSheet, written: Path) -> None:

@@ -52,6 +52,9 @@ class Table(NamedTuple):
                 f"no column named {', '.join(missing)} (the columns are {', '.join(found)}); "
                 f"the first line must be {','.join(names)}, separated by commas"
             )
+        twice = [name for name in names if found.count(name) > 1]
+        if twice:
+            raise InputError(f"{found.count(twice[0])} columns are named {twice[0]}; rename all but one of them")
         return [self.column(found.index(name), name) for name in names]
 
 
@@ -59,8 +62,8 @@ def read_csv(place: Place) -> RawSpectrum:
     """Reads a table of bins.
 
     Raises:
-        InputError: A column is missing, a cell is no number, or bins overlap, follow each other in no order, or leave
-            out more than they hold; with the line.
+        InputError: A column is missing or there twice, a cell is no number, or bins overlap, follow each other in no
+            order, or leave out more than they hold; with the line.
     """
     table = _read_table(place)
     if table.header is None and len(table.rows[0]) != len(COLUMNS):

@@ -83,7 +83,7 @@ def draw_impacts(impacts: Any, *, most: int = MOST_IMPACTS) -> Figure:
     from matplotlib.figure import Figure
 
     shown = impacts.impacts[:most][::-1]
-    figure = Figure(figsize=(8, 1.4 + 0.32 * max(len(shown), 3)), layout="constrained")
+    figure = Figure(figsize=(8, 1.9 + 0.32 * max(len(shown), 3)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1))
     rows = np.arange(len(shown))
     for side, colour, label in (("up", FIT, "+1"), ("down", TRUTH, "-1")):
@@ -99,7 +99,10 @@ def draw_impacts(impacts: Any, *, most: int = MOST_IMPACTS) -> Figure:
     dress(right, x_label=rf"change of {impacts.parameter}", font=11)
     left.yaxis.minorticks_off()
     right.yaxis.minorticks_off()
-    add_legend(right, title="standard deviations")
+    # Above the panels: beside the bars there is no place that none of them reaches.
+    handles, labels = right.get_legend_handles_labels()
+    title = "standard deviations"
+    figure.legend(handles, labels, title=title, loc="outside upper right", ncols=2, frameon=False, fontsize=11)
     return figure
 
 

@@ -44,7 +44,8 @@ def fit_workspace(
     Returns:
         All results as plain data, and as text.
     """
-    model = StatisticalModel(Workspace.read(path), measurement)
+    workspace = Workspace.read(path)
+    model = StatisticalModel(workspace, measurement)
     best = fit(model)
     found: dict[str, Any] = {"fit": best}
     if not model.compiled.events and model.n_counts > int((~best.fixed & ~model.constrained).sum()):
@@ -57,6 +58,13 @@ def fit_workspace(
         found["impacts"] = impacts(model, best=best)
     content = {"workspace": str(path)} | {name: result.to_dict() for name, result in found.items()}
     text = "\n\n".join(str(result) for result in found.values())
+    if workspace.without_observation:
+        missing = ", ".join(workspace.without_observation)
+        content["note"] = (
+            f"these are no data: the workspace has no observation of {missing}, so what the model expects at its "
+            "initial values was fitted"
+        )
+        text = f"{content['note']}\n\n{text}"
     if picture is not None:
         content["picture"] = str(plots.save(_draw(found, best), picture))
     return content, text

@@ -33,7 +33,7 @@ from specfit.errors import InputError
 from specfit.stats.fit_result import FitResult
 from specfit.stats.fitting import ManyFits, fit, fit_many
 from specfit.stats.likelihood import Likelihood, asimov
-from specfit.stats.profile import Profile, root
+from specfit.stats.profile import Profile, root_above
 
 BANDS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 N_POINTS_OF_TOYS = 9
@@ -161,7 +161,7 @@ def upper_limit(
         rng: Draws the toys.
 
     Raises:
-        InputError: There is no such parameter, a level outside (0, 1), or toys without `rng`.
+        InputError: There is no such parameter, a level outside (0, 1), toys without `rng`, or no limit.
     """
     if not 0 < level < 1:
         raise InputError(f"level: a number between 0 and 1 is expected, {level:g} came")
@@ -260,10 +260,10 @@ class _Test:
         heights = [float(scipy.stats.norm.isf(alpha * scipy.stats.norm.sf(-b))) + b for b in BANDS]
         expected = tuple(self._of_asimov.crossing(h * h, 2 * step, math.inf) for h in heights)
         low = max(self.best.value(self.name), 0.0)
-        high = low + 2 * step
-        while self._log_cls(high) > math.log(alpha):
-            low, high = high, 2 * high
-        return root(lambda value: self._log_cls(value) - math.log(alpha), low, high), expected
+        observed = root_above(lambda value: self._log_cls(value) - math.log(alpha), low, 2 * step)
+        if math.isinf(observed):
+            raise InputError(f"parameter: the data leave {self.name} open and exclude no value, so there is no limit")
+        return observed, expected
 
     def _log_cls(self, value: float) -> float:
         return math.log(asymptotic_p_values(*self.statistics(value))[0])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLOSE = 1e-9  # relative, where a crossing counts as found
+FARTHEST = 1e6  # first steps, within which a curve reaches a height or never does
 FINE_ENOUGH = 1e-8  # distance to the minimum before the last step of a fit: nobody sees it in a curve
 
 
@@ -274,7 +275,7 @@ class Profile:
         """Distance from the best value at which the rise is `height`; infinite where a limit comes before."""
         near, far = 0.0, _towards(step, limit)
         while self(self.best + far) < height:
-            if far == limit or abs(far) > 1e6 * abs(step):
+            if far == limit or abs(far) > FARTHEST * abs(step):
                 return math.copysign(math.inf, step)
             near, far = far, _towards(2 * far, limit)
         return root(lambda d: math.sqrt(max(self(self.best + d), 0.0)) - math.sqrt(height), near, far)
@@ -283,6 +284,16 @@ class Profile:
 def root(function: Callable[[float], float], low: float, high: float) -> float:
     """Finds where a function that changes sign between two points is 0."""
     return float(scipy.optimize.brentq(function, low, high, xtol=CLOSE * abs(high - low), rtol=CLOSE))
+
+
+def root_above(function: Callable[[float], float], low: float, step: float) -> float:
+    """Finds where a function that is positive at `low` falls to 0 above it; infinite where it stays positive."""
+    near, far = low, low + step
+    while function(far) > 0:
+        if far - low > FARTHEST * step:
+            return math.inf
+        near, far = far, 2 * far
+    return root(function, near, far)
 
 
 def _towards(step: float, limit: float) -> float:

@@ -108,9 +108,8 @@ class Workspace:
                         where = f"channels[{c}].samples[{s}].modifiers[{m}]"
                         raise InputError(f"workspace: {where}: pyhf does not know {modifier['type']!r}")
                     modifier.setdefault("data", None)
-        missing = {c.name for c in self.document.channels} - {o.name for o in self.document.observations}
-        if missing:
-            raise InputError(f"workspace: pyhf needs an observation of {', '.join(sorted(missing))}")
+        if self.without_observation:
+            raise InputError(f"workspace: pyhf needs an observation of {', '.join(sorted(self.without_observation))}")
         for measurement in content["measurements"]:
             measurement.pop("errordef", None)
             measurement["config"].pop("errordef", None)
@@ -126,6 +125,12 @@ class Workspace:
         if name is not None and name not in names:
             raise InputError(f"measurement {name!r} does not exist; there are {', '.join(names)}")
         return self.document.measurements[0 if name is None else names.index(name)]
+
+    @property
+    def without_observation(self) -> list[str]:
+        """Names of binned channels in which nothing was observed; what the model expects stands for their data."""
+        observed = {observation.name for observation in self.document.observations}
+        return [c.name for c in self.document.channels if c.name not in observed and c.type != "unbinned"]
 
     def __repr__(self) -> str:
         channels, samples = self.document.channels, {s.name for c in self.document.channels for s in c.samples}

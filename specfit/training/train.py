@@ -22,14 +22,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from specfit.checkpoint import IN_A_RUN, Checkpoint, load, save
+from specfit.checkpoint import IN_A_RUN, LAST_STATE, Checkpoint, load, save
 from specfit.errors import InputError
 from specfit.generator import SpectrumGenerator, WideGenerator
 from specfit.information_limit import information_limit
 from specfit.net import BackgroundNet, CalibratedNet, LearnedBasisNet
 from specfit.overrides import run_configured
+from specfit.resources import folder
 from specfit.training.calibrate import calibrate
 from specfit.training.calibrate_yields import calibrate_yields
 from specfit.training.datamodule import SpectrumDataModule
@@ -108,13 +110,25 @@ def main(overrides: Sequence[str]) -> None:
 
     Args:
         overrides: Hydra's command line, such as `["experiment=reference", "seed=2"]`.
+
+    Raises:
+        InputError: Neither an experiment nor a name is in it, or as `train`.
     """
+    _check_chosen(overrides)
     try:
         run_configured(lambda cfg: train(cfg).figures["val/loss"], overrides, config="train", program=__file__)
     except SystemExit as end:
         if end.code == 1:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         raise
+
+
+def _check_chosen(overrides: Sequence[str]) -> None:
+    """Refuses to begin hours of training that nobody described; with a flag it is for Hydra to say what is done."""
+    keys = {word.lstrip("+").partition("=")[0] for word in overrides}
+    if not keys & {"experiment", "name"} and not any(word.startswith("-") for word in overrides):
+        there = ", ".join(sorted(path.stem for path in (folder("conf") / "experiment").glob("*.yaml")))
+        raise InputError(f"experiment: one of {there} is expected, or name=NAME for settings of your own; none came")
 
 
 def _check_settings(cfg: DictConfig) -> None:
@@ -135,7 +149,7 @@ def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
         raise InputError(f"run_dir: {run_dir} holds a finished run; choose another with name=NAME or delete it")
     wanted = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)))
     written = run_dir / "config.yaml"
-    if (run_dir / "state" / "last.ckpt").exists():
+    if (run_dir / LAST_STATE).exists():
         before = cast(DictConfig, OmegaConf.load(written))
         differing = sorted(str(key) for key in wanted if key != "trainer" and wanted[key] != before.get(key))
         if differing:
@@ -143,7 +157,7 @@ def _unfinished_state(run_dir: Path, cfg: DictConfig) -> Path | None:
                 f"run_dir: {run_dir} holds an unfinished run with another {', '.join(differing)}; "
                 "give the same configuration to continue it, or choose another folder with name=NAME"
             )
-        return run_dir / "state" / "last.ckpt"
+        return run_dir / LAST_STATE
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(wanted, written)
     return None
@@ -153,6 +167,7 @@ def _calibrated(net: BackgroundNet, generator: SpectrumGenerator | WideGenerator
     """Calibrates a net that can be; the figures of its pulls."""
     if not isinstance(net, CalibratedNet):
         return {}
+    rank_zero_only(log.info)("calibrating the errors on %d spectra", cfg.calibration_size)
     of_background = calibrate(net, generator, size=cfg.calibration_size, seed=cfg.seed)
     of_yields = calibrate_yields(net, generator, size=-(-cfg.calibration_size // 2), seed=cfg.seed)
     return of_background._asdict() | of_yields._asdict()

@@ -12,6 +12,7 @@ __all__ = ["ChunkStore", "open_store"]
 import io
 import json
 import logging
+import re
 import reprlib
 import zipfile
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def open_store(folder: str | Path, card: dict[str, Any]) -> ChunkStore:
         card: What the pseudo-experiments are, as plain data; under `SOFTWARE` the versions.
 
     Raises:
-        InputError: The folder holds something else or pseudo-experiments of another run; says what differs.
+        InputError: The folder holds something else or another run; says what differs.
     """
     folder, file = Path(folder), Path(folder) / "card.json"
     card = _plain(card)
@@ -112,8 +113,8 @@ def open_store(folder: str | Path, card: dict[str, Any]) -> ChunkStore:
     other_run = [text for key, text in _differences(there, card) if not key.startswith(SOFTWARE)]
     if other_run:
         raise InputError(
-            f"store: {folder} holds pseudo-experiments of another run ({'; '.join(other_run[:3])}); "
-            "repeat those settings, or choose another folder"
+            f"store: {folder} holds another run ({'; '.join(other_run[:3])}); give what it was made with, or choose "
+            "another folder"
         )
     return ChunkStore(folder, "; ".join(text for _, text in _differences(there, card)))
 
@@ -143,4 +144,11 @@ def _differences(there: Any, here: Any, key: str = "") -> Iterator[tuple[str, st
         for name in sorted(there.keys() | here.keys()):
             yield from _differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
     elif json.dumps(there) != json.dumps(here):  # as text, in which a NaN equals itself
-        yield key, f"{key}: {reprlib.repr(there)} there, {reprlib.repr(here)} asked for"
+        if _is_digest(there) and _is_digest(here):  # nothing that anyone could repeat
+            yield key, f"{key}: not the same"
+        else:
+            yield key, f"{key}: {reprlib.repr(there)} there, {reprlib.repr(here)} asked for"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None

@@ -72,7 +72,7 @@ def read_cells(
         OSError: A file cannot be read.
     """
     file = Path(path)
-    check_readable(file)
+    _check_readable(file)
     content = _mapping(_yaml(file), str(file), KEYS)
     folder = file.parent
     channels = [
@@ -146,7 +146,7 @@ def _from_root(place: str, folder: Path) -> Any:
     import uproot
 
     file, inside = locate(place)
-    check_readable(folder / file)
+    _check_readable(folder / file)
     with uproot.open(folder / file) as content:
         try:
             return content[inside].to_hist()
@@ -159,7 +159,7 @@ def _from_json(place: str, folder: Path) -> Any:
     import uhi.io.json
 
     name, _, inside = place.partition(":")
-    check_readable(folder / name)
+    _check_readable(folder / name)
     try:
         content = json.loads((folder / name).read_text(), object_hook=uhi.io.json.object_hook)
     except ValueError as error:
@@ -197,6 +197,13 @@ class _NamedAxis:
 
 def _values(histogram: Any) -> Any:
     return histogram.values()
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        check_readable(file)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def _yaml(file: Path) -> Any:

@@ -124,9 +124,16 @@ def with_priors(
 
 
 def with_start(parameters: Sequence[Parameter], physical: Mapping[str, float]) -> tuple[Parameter, ...]:
-    """Returns parameters that start elsewhere, given by name or pattern as *physical* values."""
+    """Returns parameters that start elsewhere, given by name or pattern as *physical* values.
+
+    Raises:
+        InputError: Nothing matches, or a value is none that the parameter can have.
+    """
     changed, names = list(parameters), [parameter.name for parameter in parameters]
     for pattern, value in physical.items():
         for i in match(pattern, names):
-            changed[i] = replace(changed[i], start=changed[i].meaning.raw(value))
+            try:
+                changed[i] = replace(changed[i], start=changed[i].meaning.raw(value))
+            except InputError as error:
+                raise InputError(f"start (--expect) {pattern}={value:g}: {error}") from None
     return tuple(changed)
