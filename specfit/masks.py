@@ -44,7 +44,9 @@ def left_out_bins(spectrum: Spectrum, mask: Any) -> Tensor:
     if too_much.any():
         what = "mask" if spectrum.gaps is None else "mask and gaps of the spectrum together"
         which = f" of spectrum {int(too_much.nonzero()[0])}" if m > 1 else ""
-        raise InputError(f"{what}: more than half of the {n_bins} bins{which}, or all content, would be left out")
+        raise InputError(
+            f"{what}: more than half of the {n_bins} bins{which}, or all of the content, would be left out"
+        )
     return left_out
 
 

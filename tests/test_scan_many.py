@@ -43,7 +43,7 @@ def test_a_store_knows_every_spectrum(mapped, counts, fitter, searched, tmp_path
     np.testing.assert_array_equal(first.table["local_z"], again.table["local_z"])
     counts[7] *= 5
     np.save(tmp_path / "many.npy", counts)
-    with pytest.raises(InputError, match=r"store: .* of another run \(data: "):
+    with pytest.raises(InputError, match=r"store: .* another run \(data: "):
         search()
 
 

@@ -181,7 +181,7 @@ def test_calibrate_changes_the_errors_and_nothing_else(script, json_of, small_ne
         scaled += not same
     assert scaled > 5
     assert after.card["config"] == before.card["config"]
-    assert after.card["calibrated"] == f"scripts/calibrate.py {path} --size 256 --seed {before.card['seed']}"
+    assert after.card["calibrated"] == f"scripts/calibrate.py {path} --size 256 --seed {before.card.get('seed', 1)}"
     assert after.card["figures"]["val/rms"] == 0.5
     assert after.card["figures"]["pull/width"] == pytest.approx(figures["width"], abs=1e-6)
     assert after.card["shipped"] == {"weights": "float16"}  # its figures were those of the old errors

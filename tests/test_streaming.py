@@ -150,7 +150,7 @@ def test_names_the_row_that_is_no_spectrum(fitter, source, tmp_path, monkeypatch
     ("row", "options", "message"),
     [
         ([1e16] * 12, {}, r"counts: 1e\+16 at row 50, bin 0 came"),
-        ([9.0] + [0.0] * 11, {"mask": [(251.0, 260.0)]}, r"mask: .* of row 50, or all content"),
+        ([9.0] + [0.0] * 11, {"mask": [(251.0, 260.0)]}, r"mask: .* of row 50, or all of the content"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_before_the_first_fit(fitter, source, tmp_path, row, options, message):

@@ -113,8 +113,8 @@ def test_a_net_that_believes_too_little_learns_how_wide_its_yields_are():
     of_fit = (2 * (rows.without.nll - rows.fit.nll)).clamp(min=0).sqrt()
     small = of_fit < 0.5
     assert small.sum() > 100
-    assert_allclose((rows.local_z.abs() * rows.widening)[small], of_fit[small], rtol=0.02, atol=1e-9)
-    assert (rows.local_z.abs() <= of_fit / rows.widening + 1e-9).all()
+    assert_allclose((rows.local_z.abs() * rows.weakening)[small], of_fit[small], rtol=0.02, atol=1e-9)
+    assert (rows.local_z.abs() <= of_fit / rows.weakening + 1e-9).all()
 
 
 def test_no_error_gets_smaller_and_an_untrained_scale_changes_nothing():

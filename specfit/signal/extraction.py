@@ -56,8 +56,9 @@ SEEN_ABOVE, MOST_PASSES = 0.5, 4
 SETTLED = 0.05
 # A deficit multiplies what the net sees by no more than this.
 LARGEST_SHARE = 10.0
-# Where a background of its own explains a signal, its error grows by no more than this. Of ln L, what an error is.
-LARGEST_ABSORPTION, STANDARD_DEVIATION = 10.0, 0.5
+# Where a background of its own explains a signal, its error grows by no more than this. A half of ln L is a standard
+# deviation: what a signal gains below about that says nothing about its error.
+LARGEST_ABSORPTION, NEGLIGIBLE = 10.0, 0.4
 # For signals above so many standard deviations a background may be so many times further from what the net expects;
 # an effective parameter that it uses more costs so much of ln L, twice what H. Akaike asks for, IEEE Trans. Autom.
 # Control 19 (1974) 716. Then those above four standard deviations among pure backgrounds are as many as chance allows.
@@ -298,8 +299,8 @@ def _explained(
             for best, other in ((without, alone_wider), (with_signal, both_wider)):
                 best[doubted] = torch.minimum(best[doubted], other.nll + price)
     left = (without - with_signal).clamp(min=TINY)
-    # What a signal gains of ln L, its share of a standard deviation squared, says nothing about an error where it is
-    # less than the half that makes one: a signal that others explain wholly has its own size in its error.
-    ratios = alone / both, both / left, (alone + STANDARD_DEVIATION) / (left + STANDARD_DEVIATION)
+    # A signal that others explain wholly has about its own size in its error, in quadrature; the ratio of two gains of
+    # little alone would make an error of any size.
+    ratios = alone / both, both / left, (alone + NEGLIGIBLE) / (left + NEGLIGIBLE)
     absorption, imitation, of_error = (ratio.sqrt().clamp(1.0, LARGEST_ABSORPTION) for ratio in ratios)
     return absorption, imitation, of_error
