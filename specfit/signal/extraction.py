@@ -23,7 +23,9 @@ error is made wider, by the product of
   it: it answers for what a fit of the background alone does not see, which the second pass finds.
 
 The significance falls with it, and faster where it is large (`specfit.signal.uncertain_error`); but not where a
-background further from what the net expects makes it: that is a likelihood ratio, which leaves nothing to guess.
+background further from what the net expects makes it: that is a likelihood ratio, which leaves nothing to guess. Of a
+small signal that another background explains wholly nothing is left, whatever its size; its error grows by no more than
+that size, in quadrature.
 """
 
 from __future__ import annotations
