@@ -72,7 +72,7 @@ class BackgroundFit:
     @property
     def significance(self) -> Tensor:
         """Significance of data against background with its uncertainty per bin, shape `(*, n_bins)`; 0 if not shown."""
-        scale = self._events_scale
+        scale = self.spectrum.content_per_event_of_bins
         z: Tensor = bin_significance(
             self.spectrum.counts / scale, self.background / scale, uncertainty=self.uncertainty / scale
         )
@@ -85,9 +85,14 @@ class BackgroundFit:
         return measured if self.left_out is None else measured & ~self.left_out
 
     @property
+    def events(self) -> Tensor:
+        """Sum of the contents that are shown, shape `(*,)`."""
+        return self.spectrum.counts.masked_fill(~self.shown, 0.0).sum(-1)
+
+    @property
     def deviance(self) -> Tensor:
         """Poisson deviance of data and background, summed over unmasked bins, shape `(*,)`."""
-        scale = self._events_scale
+        scale = self.spectrum.content_per_event_of_bins
         terms: Tensor = poisson_deviance(self.spectrum.counts / scale, self.background / scale)
         return terms.masked_fill(self.mask, 0.0).sum(-1)
 
@@ -177,17 +182,12 @@ class BackgroundFit:
         parts["left_out"] = None if self.left_out is None else self.left_out[index]
         return BackgroundFit(spectrum=one, message=self.message, **parts)
 
-    @property
-    def _events_scale(self) -> Tensor:
-        """Content units per event: 1 for counts, variance over content for weighted contents."""
-        return self.spectrum.content_per_event_of_bins
-
     def _summary_of(self, index: int) -> dict[str, Any]:
         fit = self[index] if self.spectrum.is_batch else self
         edges, shown = fit.spectrum.edges, fit.shown
         best = int(fit.significance.masked_fill(~shown, -torch.inf).argmax())
         return {
-            "events": fit.spectrum.counts[shown].sum().item(),
+            "events": fit.events.item(),
             "weighted": fit.spectrum.is_weighted,
             "bins": int(shown.sum()),
             "gaps": fit.spectrum.gap_intervals,

@@ -171,7 +171,7 @@ def _table(fit: BackgroundFit) -> npt.NDArray[Any]:
     rows = np.empty(len(fit.background), dtype=FITS)
     largest, at = fit.significance.max(-1)
     values = (
-        fit.spectrum.total, fit.deviance, fit.ndf, fit.p_value, largest, at, fit.mask.sum(-1), fit.converged
+        fit.events, fit.deviance, fit.ndf, fit.p_value, largest, at, fit.mask.sum(-1), fit.converged
     )  # fmt: skip
     for name, value in zip(FITS.names or (), values, strict=True):
         rows[name] = value.numpy()

@@ -85,6 +85,11 @@ def test_a_window_that_is_left_out_says_nothing(counts, fitter):
     changed[window.numpy()] *= 3
     results = [scan(c, EDGES, checkpoint=fitter, mask=[(800, 1000)]) for c in (counts, changed)]
     assert torch.equal(results[0].mask, window)
+    assert results[0].summary()["events"] == results[1].summary()["events"] == counts[~window.numpy()].sum()
+    pictures = [r.plot().axes[0] for r in results]
+    points = [ax.lines[0].get_ydata() for ax in pictures]
+    assert np.isnan(points[0][window.numpy()]).all()
+    np.testing.assert_array_equal(*points)
     one, other = results
     assert not ((one.mass > 830) & (one.mass < 970)).any()
     assert_allclose(other.local_z, one.local_z, atol=1e-6)

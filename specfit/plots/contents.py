@@ -49,7 +49,7 @@ class DrawableFit(Protocol):
 
 
 class Points(NamedTuple):
-    """Contents of a spectrum with their error bars, events per bin or per unit of x; NaN in gaps, shape `(n_bins,)`."""
+    """Contents with their error bars, events per bin or per unit of x; NaN where none are shown, shape `(n_bins,)`."""
 
     data: np.ndarray
     low: np.ndarray
@@ -58,11 +58,12 @@ class Points(NamedTuple):
     """What each bin was divided by: its width, or 1."""
 
     @classmethod
-    def of(cls, spectrum: Spectrum) -> Points:
-        """Takes the contents of one spectrum, divided by the bin widths where these vary."""
-        counts, gaps = to_numpy(spectrum.counts), ~to_numpy(spectrum.measured)
+    def of(cls, spectrum: Spectrum, *, left_out: Tensor | None = None) -> Points:
+        """Takes the contents of one spectrum but for what is left out, divided by the bin widths where these vary."""
+        counts, hidden = to_numpy(spectrum.counts), ~to_numpy(spectrum.measured)
+        hidden = hidden if left_out is None else hidden | to_numpy(left_out)
         unit = to_numpy(spectrum.widths) if is_density(spectrum) else np.ones_like(counts)
-        data, low, high = (np.where(gaps, np.nan, values) / unit for values in (counts, *_error_bars(spectrum)))
+        data, low, high = (np.where(hidden, np.nan, values) / unit for values in (counts, *_error_bars(spectrum)))
         return cls(data, low, high, unit)
 
     @property
@@ -115,9 +116,7 @@ class Contents:
         if expected is not None and expected.shape != counts.shape:
             raise InputError(f"truth: shape {counts.shape} is expected as for the spectrum, {expected.shape} came")
         gaps, hidden = ~to_numpy(fit.spectrum.measured), not_drawn(fit)
-        points = Points.of(fit.spectrum)
-        data, low, high = (np.where(hidden, np.nan, values) for values in points[:3])
-        unit = points.unit
+        data, low, high, unit = Points.of(fit.spectrum, left_out=getattr(fit, "left_out", None))
         return cls(
             edges=edges,
             data=data,

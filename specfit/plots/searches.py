@@ -46,10 +46,10 @@ def draw_search(result: Any, *, x_label: str = "x") -> Figure:
     top = figure.add_subplot(grid[0])
     panels = [top, *(figure.add_subplot(grid[i], sharex=top) for i in range(1, 4))]
     edges, gaps = result.spectrum.edges.numpy(), ~result.spectrum.measured.numpy()
-    if gaps.any():
-        for ax in panels:
+    for label, chosen in {"No data": gaps, "Left out": result.mask.numpy() & ~gaps}.items():
+        for ax in panels if chosen.any() else ():
             # A name that begins with an underscore stays out of legends.
-            shade(ax, edges, gaps, label="No data" if ax is top else "_No data")
+            shade(ax, edges, chosen, label=label if ax is top else f"_{label}")
     _draw_events(result, panels[0])
     _draw_excess(result, panels[1])
     draw_local_p(result, ax=panels[2])
@@ -134,7 +134,7 @@ def draw_limits(result: Any, *, ax: Axes | None = None) -> Figure:
 
 
 def _draw_events(result: Any, ax: Axes) -> None:
-    edges, points = result.spectrum.edges.numpy(), Points.of(result.spectrum)
+    edges, points = result.spectrum.edges.numpy(), Points.of(result.spectrum, left_out=result.mask)
     background, signal = result.background.numpy() / points.unit, result.signal.numpy() / points.unit
     ax.errorbar(
         (edges[1:] + edges[:-1]) / 2,

@@ -192,7 +192,7 @@ class _Searcher:
         found = largest_excess(chain, counts, seed=(self.seed, 0), samples=SAMPLES)
         signals = chain.hypotheses
         columns = (
-            fit.spectrum.total,
+            fit.events,
             signals.mass[found.number],
             signals.width[found.number],
             found.yields,

@@ -117,8 +117,8 @@ class ScanResult:
         """Returns what counts, as plain data; what is infinite is None."""
         i = self.best
         return {
-            "events": self.spectrum.total.item(),
-            "bins": int(self.spectrum.measured.sum()),
+            "events": self.spectrum.counts[~self.mask].sum().item(),
+            "bins": int((~self.mask).sum()),
             "gaps": self.spectrum.gap_intervals,
             "hypotheses": len(self.mass),
             "mass": self.mass[i].item(),
