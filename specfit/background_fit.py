@@ -6,9 +6,8 @@ one spectrum and `(n_spectra,)` for many. Everything is a float64 tensor; `numpy
 Conventions: masked bins (replaced or left out by a refit) enter neither the deviance nor its degrees of freedom. Nor do
 gaps of the spectrum and what the caller left out (to blind it, say), which also count in no total, have no significance
 and are not drawn: there the background is the interpolation.
-Weighted contents are treated as scaled Poisson counts (G. Bohm, G. Zech, arXiv:1309.1287). How well data and background
-agree is judged bin by bin, a content n with variance v counts as n^2 / v events. The fit itself takes one scale for all
-bins, their sum of v over their sum of n, and its message says so where the weights of bins differ much.
+Weighted contents are treated as scaled Poisson counts, bin by bin: a content n with variance v counts as n^2 / v events
+(`specfit.weights`).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from specfit import io, plots
 from specfit.errors import InputError
 from specfit.significance import bin_significance, deviance_p_value, poisson_deviance
 from specfit.spectrum import Spectrum
+from specfit.weights import Weights, event_weights
 
 if TYPE_CHECKING:
     import hist
@@ -72,11 +72,16 @@ class BackgroundFit:
     @property
     def significance(self) -> Tensor:
         """Significance of data against background with its uncertainty per bin, shape `(*, n_bins)`; 0 if not shown."""
-        scale = self.spectrum.content_per_event_of_bins
+        scale = self.weights.of_bins
         z: Tensor = bin_significance(
             self.spectrum.counts / scale, self.background / scale, uncertainty=self.uncertainty / scale
         )
         return torch.where(self.shown, z, 0.0)
+
+    @property
+    def weights(self) -> Weights:
+        """What an event stands for in each bin and on average, as far as the bins tell that were not left out."""
+        return event_weights(self.spectrum, self.left_out)
 
     @property
     def shown(self) -> Tensor:
@@ -92,7 +97,7 @@ class BackgroundFit:
     @property
     def deviance(self) -> Tensor:
         """Poisson deviance of data and background, summed over unmasked bins, shape `(*,)`."""
-        scale = self.spectrum.content_per_event_of_bins
+        scale = self.weights.of_bins
         terms: Tensor = poisson_deviance(self.spectrum.counts / scale, self.background / scale)
         return terms.masked_fill(self.mask, 0.0).sum(-1)
 

@@ -68,7 +68,7 @@ def judge(
     *,
     mask: Tensor,
     left_out: Tensor,
-    weights: Tensor | None = None,
+    exposure: Tensor | None = None,
     edges: Tensor | None = None,
 ) -> Verdict:
     """Judges fits.
@@ -78,14 +78,13 @@ def judge(
         prediction: The background with its error.
         mask: True for bins that did not count in the fit, shape `(m, n_bins)`.
         left_out: True for those of them that the caller left out.
-        weights: What counts stand for in each bin of weighted contents, over the average, shape `(m, n_bins)`.
+        exposure: How many events a bin holds for each one of a smooth background, shape `(m, n_bins)`; None for 1.
         edges: Bin edges, shape `(n_bins + 1,)`, to look for a peak that the fit follows; None does not look.
     """
     background = prediction.background
     usable = (background.isfinite() & (background > 0)).all(-1)
     safe = torch.where(usable[:, None], background, 1.0)
-    terms = deviance_terms(counts, safe) if weights is None else deviance_terms(counts / weights, safe / weights)
-    deviance = terms.masked_fill(mask, 0.0).sum(-1)
+    deviance = deviance_terms(counts, safe).masked_fill(mask, 0.0).sum(-1)
     ndf = ((~mask).sum(-1) - prediction.n_parameters.nan_to_num(0.0)).clamp(min=1.0)
     agrees = deviance_p_value(deviance, ndf) >= LEAST_P_VALUE
     masked = (mask & ~left_out).sum(-1) <= MOST_MASKED * (~left_out).sum(-1)
@@ -94,5 +93,6 @@ def judge(
     follows_peak = torch.zeros_like(usable)
     if edges is not None:
         rows = (usable & agrees & masked & known).nonzero()[:, 0]
-        follows_peak[rows] = has_lone_peak(counts[rows], background[rows], edges, mask=mask[rows])
+        some = None if exposure is None else exposure[rows]
+        follows_peak[rows] = has_lone_peak(counts[rows], background[rows], edges, mask=mask[rows], exposure=some)
     return Verdict(torch.stack([*faults, follows_peak], -1))

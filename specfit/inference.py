@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ["REFITS", "EdgesMismatchError", "Reading", "SpectrumFitter", "refit_rule", "smooth_background"]
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -22,20 +21,21 @@ from specfit import io
 from specfit.arrays import ArrayLike, as_float64, usable_device
 from specfit.background_fit import BackgroundFit
 from specfit.errors import InputError
-from specfit.fitter import Refit, refit_signals, refit_talk, refit_windows
+from specfit.fitter import SPECTRA_AT_A_TIME, Refit, fit_by_rule, joined
 from specfit.guard import Verdict, judge
 from specfit.masks import bridged, describe_gaps, left_out_bins
-from specfit.net import BackgroundNet, CalibratedNet, LocalModel, Prediction
+from specfit.net import BackgroundNet, CalibratedNet, Prediction
 from specfit.parallel import on_all_cores
-from specfit.spectrum import Spectrum, check_events, describe_weights
+from specfit.spectrum import Spectrum, check_events
+from specfit.weights import describe_weights, event_weights
 
 RefitRule = Literal["signals", "windows", "talk"] | bool | None
 REFITS = ("signals", "windows", "talk")
 """Rules that `refit` can name; True takes the first that the net can follow."""
 
-# Spectra that the net sees at a time: enough to keep a processor busy, few enough for its cache. A thread takes several
-# such pieces, so that the few with a signal are refitted together: of very many spectra an eighth, but no more bins.
-SPECTRA_AT_A_TIME, FEWEST_TOGETHER, BINS_TOGETHER, PIECES = 512, 2048, 400_000, 8
+# A thread takes several pieces that the net sees together, so that the few spectra with a signal are refitted together:
+# of very many spectra an eighth, but no more bins.
+FEWEST_TOGETHER, BINS_TOGETHER, PIECES = 2048, 400_000, 8
 
 
 class EdgesMismatchError(InputError):
@@ -152,22 +152,23 @@ class SpectrumFitter:
             fit = chosen.fit(read, mask=mask, refit=refit)
             return replace(fit, message="; ".join([fit.message, *note]))
         counts, left_out = read.counts.view(-1, read.n_bins), left_out_bins(read, mask)
+        out = left_out if read.is_batch else left_out[0]
+        weights = event_weights(read, out)
         # Plain counts are events already: nothing is scaled, and nothing back.
-        scale = None if read.variances is None else read.content_per_event.view(-1, 1)
+        scale = weights.of_bins.view_as(counts) if read.is_weighted else None
         events = counts if scale is None else counts / scale
         check_events(events)
-        weights = None if scale is None else read.content_per_event_of_bins.view_as(counts) / scale
+        exposure = None if weights.exposure is None else weights.exposure.view_as(counts)
         split = [torch.split(t, _spectra_together(events, rule)) for t in (events, left_out)]
-        weighted = [None] * len(split[0]) if weights is None else torch.split(weights, len(split[0][0]))
-        pieces = zip(*split, weighted, strict=True)
+        exposures = [None] * len(split[0]) if exposure is None else torch.split(exposure, len(split[0][0]))
+        pieces = zip(*split, exposures, strict=True)
         parts = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], piece[2], read.edges, rule), pieces)
-        prediction = Prediction(*_joined([part.prediction for part in parts]))
-        verdict = Verdict(*_joined([part.verdict for part in parts]))
+        prediction = Prediction(*joined([part.prediction for part in parts]))
+        verdict = Verdict(*joined([part.verdict for part in parts]))
         refits = [part.refit for part in parts]
         masks, iterations = (torch.cat([getattr(r, name) for r in refits]) for name in ("mask", "iterations"))
-        if read.is_weighted:
-            note += describe_weights(read)
-        elif read.variances is None and (counts != counts.round()).any():
+        note += describe_weights(read, out)
+        if read.variances is None and (counts != counts.round()).any():
             note.append("contents are no whole numbers and came without variances: taken for numbers of events")
         note += describe_gaps(read)
         take = slice(None) if read.is_batch else 0
@@ -183,60 +184,40 @@ class SpectrumFitter:
             left_out=left_out[take] if left_out.any() else None,
         )
 
-    def fill(self, counts: Tensor, left_out: Tensor, edges: Tensor) -> Tensor:
+    def fill(self, counts: Tensor, left_out: Tensor, edges: Tensor, exposure: Tensor | None = None) -> Tensor:
         """Puts a guess of the background into bins that are left out, so that nothing sees what is there.
 
         Args:
             counts: Events, shape `(m, n_bins)`.
             left_out: True for such bins, same shape.
             edges: Bin edges, shape `(n_bins + 1,)`.
+            exposure: As for `BackgroundNet.predict`.
         """
         if not left_out.any():
             return counts
         # Bridged first by a straight line, then by the net's own answer.
-        counts = bridged(counts, left_out, edges)
-        return torch.where(left_out, self.net.predict(counts, edges=edges, mask=left_out).background, counts)
+        if exposure is None:
+            counts = bridged(counts, left_out, edges)
+        else:
+            counts = torch.where(left_out, bridged(counts / exposure, left_out, edges) * exposure, counts)
+        guess = self.net.predict(counts, edges=edges, mask=left_out, exposure=exposure).background
+        return torch.where(left_out, guess, counts)
 
     @torch.inference_mode()  # a tenth faster than without gradients alone
     def _fit_some(
-        self, events: Tensor, left_out: Tensor, weights: Tensor | None, edges: Tensor, rule: str | None
+        self, events: Tensor, left_out: Tensor, exposure: Tensor | None, edges: Tensor, rule: str | None
     ) -> _Fitted:
-        """Fits some spectra on one thread; `weights` are those of an event of each bin over the average one."""
+        """Fits some spectra on one thread."""
         counts, edges, left_out = (t.to(self.device) for t in (events, edges, left_out))
-        counts = self.fill(counts, left_out, edges)
-        prediction, refit = self._refitted(counts, left_out, edges, rule)
-        changed = refit.iterations > 0
-        if changed.any():
-            # The talk's rule asks the net about replaced data; only the rules that mask leave them out.
-            mask = left_out[changed] if rule == "talk" else refit.mask[changed]
-            for whole, part in zip(
-                prediction, self.net.predict(refit.counts[changed], edges=edges, mask=mask), strict=True
-            ):
-                whole[changed] = part
+        of_bins = None if exposure is None else exposure.to(self.device)
+        counts = self.fill(counts, left_out, edges, of_bins)
+        prediction, refit = fit_by_rule(self.net, counts, edges, rule, mask=left_out, exposure=of_bins)
         prediction = _on_cpu(prediction)
         refit = refit._replace(mask=refit.mask.cpu(), iterations=refit.iterations.cpu())
         # A net for one binning knows what it was made for; one for any binning takes a peak for one more smooth shape.
         own = edges.cpu() if self.edges is None else None
         masks = {"mask": refit.mask, "left_out": left_out.cpu()}
-        return _Fitted(prediction, refit, judge(events, prediction, weights=weights, edges=own, **masks))
-
-    def _refitted(self, counts: Tensor, left_out: Tensor, edges: Tensor, rule: str | None) -> tuple[Prediction, Refit]:
-        """Fits the data as they are, and finds what to mask."""
-        parts = list(zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, left_out)), strict=True))
-        if rule == "signals" and isinstance(self.net, CalibratedNet):
-            fitted = [self.net.fitted(some, edges=edges, mask=out) for some, out in parts]
-            calibrated = [self.net.calibrated(*one, out) for one, (_, out) in zip(fitted, parts, strict=True)]
-            first = LocalModel(*_joined([model for model, _ in fitted])), torch.cat([rate for _, rate in fitted])
-            prediction = Prediction(*_joined(calibrated))
-            return prediction, refit_signals(self.net, counts, edges, first=first, mask=left_out)
-        prediction = Prediction(*_joined([self.net.predict(some, edges=edges, mask=out) for some, out in parts]))
-        if rule is None:
-            return prediction, Refit(counts, left_out, torch.zeros(len(counts), dtype=torch.int64), "no refit")
-        if rule == "talk":
-            return prediction, refit_talk(lambda data: self.net(data, edges=edges), counts, mask=left_out)
-        return prediction, refit_windows(
-            lambda data, out: self.net.predict(data, edges=edges, mask=out), counts, prediction, mask=left_out
-        )
+        return _Fitted(prediction, refit, judge(events, prediction, exposure=exposure, edges=own, **masks))
 
     def _has_edges_of(self, spectrum: Spectrum) -> bool:
         own, edges = self.edges, spectrum.edges
@@ -319,11 +300,6 @@ def _spectra_together(events: Tensor, rule: str | None) -> int:
         return SPECTRA_AT_A_TIME
     m, n_bins = events.shape
     return max(FEWEST_TOGETHER, min(BINS_TOGETHER // n_bins, math.ceil(m / PIECES)))
-
-
-def _joined(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Joins what several pieces gave, field by field."""
-    return [torch.cat(field) for field in zip(*parts, strict=True)]
 
 
 def _on_cpu(prediction: Prediction) -> Prediction:

@@ -43,7 +43,9 @@ DEGREE, AMPLITUDE, FEWEST_BINS, ROWS_AT_A_TIME, TINY = 4, 10.0, 12, 256, 1e-12
 
 
 @torch.no_grad()
-def has_lone_peak(counts: Tensor, background: Tensor, edges: Tensor, *, mask: Tensor) -> Tensor:
+def has_lone_peak(
+    counts: Tensor, background: Tensor, edges: Tensor, *, mask: Tensor, exposure: Tensor | None = None
+) -> Tensor:
     """Tells fits that follow one peak on a simple background, shape `(m,)`, bool.
 
     Args:
@@ -51,13 +53,16 @@ def has_lone_peak(counts: Tensor, background: Tensor, edges: Tensor, *, mask: Te
         background: As fitted, finite and positive, same shape.
         edges: Bin edges, shape `(n_bins + 1,)`.
         mask: True for bins that did not count in the fit, same shape as `counts`.
+        exposure: How many events a bin holds for each one of a smooth background, same shape; None for 1.
     """
+    if exposure is not None:  # from here on in events of a smooth background, each of which counts so many times
+        counts, background = counts / exposure, background / exposure
     found = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
     if counts.shape[1] < FEWEST_BINS:
         return found
     bin_, flank = _inner_maximum(background, edges)
     for rows in torch.split((flank > 0).nonzero()[:, 0], ROWS_AT_A_TIME):
-        problem = _Problem.of(counts[rows], edges, mask[rows])
+        problem = _Problem.of(counts[rows], edges, mask[rows], None if exposure is None else exposure[rows])
         net = (deviance_terms(counts[rows], background[rows]) * problem.weight).sum(1) / 2
         # No peak describes much more than the net, nor therefore than a polynomial that is near it: most spectra end
         # here, without a fit.
@@ -122,9 +127,10 @@ class _Problem(NamedTuple):
     weight: Tensor
 
     @classmethod
-    def of(cls, counts: Tensor, edges: Tensor, mask: Tensor) -> _Problem:
-        """Takes counts and mask `(m, n_bins)`."""
+    def of(cls, counts: Tensor, edges: Tensor, mask: Tensor, exposure: Tensor | None) -> _Problem:
+        """Takes counts, mask and exposures `(m, n_bins)`."""
         weight, widths, n_bins = (~mask).to(counts), edges.diff(), counts.shape[1]
+        weight = weight if exposure is None else weight * exposure
         mean = ((counts * weight).sum(1) / (widths * weight).sum(1).clamp(min=TINY)).clamp(min=TINY)
         x = (2 * torch.arange(n_bins, device=edges.device).to(edges) + 1) / n_bins - 1
         order = torch.arange(DEGREE + 1, device=edges.device).to(edges)

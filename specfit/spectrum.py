@@ -9,7 +9,7 @@ bin, a spectrum has gaps: bins like all others, but what they hold counts nowher
 
 from __future__ import annotations
 
-__all__ = ["MOST_EVENTS", "Spectrum", "check_events", "describe_weights"]
+__all__ = ["MOST_EVENTS", "Spectrum", "check_events"]
 
 from dataclasses import dataclass, field
 
@@ -20,8 +20,6 @@ from torch import Tensor
 from specfit.arrays import ArrayLike, as_float64
 from specfit.errors import InputError
 
-# Weights of bins with so many events differ if one is so many times another.
-FEWEST_TO_COMPARE, DIFFERENT = 10.0, 2.0
 MOST_EVENTS = 1e15
 """Of a bin, where float64 still tells one event more from one less, and of what is sampled."""
 
@@ -111,23 +109,6 @@ class Spectrum:
         return list(zip(ends[::2], ends[1::2], strict=True))
 
     @property
-    def content_per_event(self) -> Tensor:
-        """Content that one event stands for: 1 for counts, variance over content for weighted ones; shape `(*, 1)`."""
-        counts = self.total[..., None]
-        if self.variances is None:
-            return torch.ones_like(counts)
-        unit = self._measured(self.variances).sum(-1, keepdim=True) / counts
-        return torch.where(unit > 0, unit, 1.0)
-
-    @property
-    def content_per_event_of_bins(self) -> Tensor:
-        """The same for each bin, shape `(*, n_bins)`; the average where a bin has no content or no variance."""
-        if self.variances is None:
-            return torch.ones_like(self.counts)
-        known = (self.counts > 0) & (self.variances > 0)
-        return torch.where(known, self.variances / torch.where(known, self.counts, 1.0), self.content_per_event)
-
-    @property
     def is_weighted(self) -> bool:
         """Whether variances were given that differ from the counts."""
         if self.variances is None:
@@ -163,27 +144,6 @@ def check_events(events: Tensor) -> None:
             f"counts: {_first_bad(events > MOST_EVENTS, events)} came; beyond {MOST_EVENTS:g} events one more is none; "
             "give variances if these are weights, or smaller units"
         )
-
-
-def describe_weights(spectrum: Spectrum) -> list[str]:
-    """Says how weighted contents are fitted, for the message of the result.
-
-    Example:
-        >>> describe_weights(Spectrum([400, 40, 30], edges=[0, 1, 2, 3], variances=[40, 4, 3]))
-        ['weighted contents, fitted as scaled Poisson counts']
-    """
-    weights = spectrum.content_per_event_of_bins
-    compared = spectrum.measured & (spectrum.counts >= FEWEST_TO_COMPARE * weights)
-    low, high = weights.masked_fill(~compared, torch.inf).amin(-1), weights.masked_fill(~compared, 0.0).amax(-1)
-    said = "weighted contents, fitted as scaled Poisson counts"
-    differ = high > DIFFERENT * low
-    if not differ.any():
-        return [said]
-    which = f" of {int(differ.sum())} of {len(spectrum.counts)} spectra" if spectrum.is_batch else ""
-    return [
-        f"{said}; events weigh {low[differ].amin():.3g} to {high[differ].amax():.3g} in different bins{which}, and are "
-        "all fitted with the average weight: fit ranges of like weights apart where errors of bins matter"
-    ]
 
 
 def _check_edges(edges: Tensor) -> None:

@@ -75,7 +75,7 @@ class OneAnswer:
     def __init__(self, bump):
         self.log_mean, self.basis = 7 - 4 * torch.linspace(0, 1, 50, dtype=torch.float64), bump[:, None]
 
-    def local_model(self, counts, *, edges, mask):
+    def local_model(self, counts, *, edges, mask, exposure=None):
         m = len(counts)
         weight, features = (~mask).double(), counts.new_zeros(m, 1)
         return LocalModel(self.log_mean.expand(m, -1), self.basis.expand(m, -1, -1), weight, features, torch.ones(m))

@@ -21,6 +21,7 @@ from specfit.masks import left_out_bins
 from specfit.net import NETS
 from specfit.search import inject, scan, scan_many
 from specfit.stats import background_sample
+from specfit.weights import event_weights
 
 # Bins of the shipped net; the gap is 4 of them wide.
 EDGES = parse_edges("250:3000:50:log")
@@ -84,7 +85,8 @@ def test_what_stands_in_a_gap_counts_nowhere():
     gaps = [False, True, False, False]
     spectrum = Spectrum([[1, 7, 2, 3], [4, 7, 0, 0]], range(5), variances=[[2, 9, 4, 6], [8, 1, 0, 0]], gaps=gaps)
     assert spectrum.total.tolist() == [6, 4]
-    assert spectrum.content_per_event.tolist() == [[2], [2]]
+    assert event_weights(spectrum).unit.tolist() == [[2], [2]]
+    assert event_weights(spectrum).exposure is None
     assert not Spectrum([1, 7, 2], range(4), variances=[1, 9, 2], gaps=[False, True, False]).is_weighted
     with pytest.raises(InputError, match="every bin is zero"):
         Spectrum([0, 7, 0], range(4), gaps=[False, True, False])

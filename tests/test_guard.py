@@ -14,14 +14,13 @@ from specfit.net import Prediction
 TRUTH = 1000 * torch.exp(-torch.arange(30, dtype=torch.float64) / 10)
 
 
-def verdict(*, background=TRUTH, counts=TRUTH, novelty=0.0, masked=(), left_out=(), weights=None):
+def verdict(*, background=TRUTH, counts=TRUTH, novelty=0.0, masked=(), left_out=()):
     mask, out = torch.zeros(1, 30, dtype=torch.bool), torch.zeros(1, 30, dtype=torch.bool)
     mask[0, list(masked)], out[0, list(left_out)] = True, True
     prediction = Prediction(
         background[None], torch.zeros(1, 30, 1).double(), torch.tensor([4.0]), torch.tensor([novelty]).double()
     )
-    weights = None if weights is None else weights[None]
-    return judge(counts[None], prediction, mask=mask | out, left_out=out, weights=weights)
+    return judge(counts[None], prediction, mask=mask | out, left_out=out)
 
 
 def test_a_good_fit_passes_in_silence():
@@ -45,14 +44,6 @@ def test_each_bad_fit_is_named_with_what_to_do(changes, reason):
     assert not failed.converged.any()
     assert any(reason in text and text.startswith("1 of 1 fits") for text in failed.reasons)
     assert any(hint in failed.reasons[0] for hint in ("mask", "train"))
-
-
-def test_weights_of_bins_count_as_in_the_public_deviance():
-    # A fiftieth more than expected in bins whose events weigh a hundredth of the average: far beyond chance.
-    counts, weights = torch.cat([1.02 * TRUTH[:15], TRUTH[15:]]), torch.ones(30).double()
-    assert verdict(counts=counts).converged.all()
-    weights[:15] = 0.01
-    assert "beyond chance" in verdict(counts=counts, weights=weights).reasons[0]
 
 
 def test_what_the_caller_left_out_is_not_held_against_the_fit():

@@ -117,7 +117,7 @@ def test_weights_that_differ_from_bin_to_bin_are_named_and_judged_as_they_are(fi
     weights = torch.where(torch.arange(12) < 6, 0.01, 1.0).double()
     contents = torch.as_tensor(counts[0]).double() * weights
     fit = fitter.fit(specfit.Spectrum(contents, EDGES, variances=contents * weights), refit=None)
-    assert "events weigh 0.01 to 1 in different bins" in fit.message
+    assert "an event stands for 0.01 to 1 in different bins" in fit.message
     assert bool(fit.converged) == bool(fit.p_value >= LEAST_P_VALUE)
     alike = fitter.fit(specfit.Spectrum(contents, EDGES, variances=0.3 * contents), refit=None)
     assert "in different bins" not in alike.message

@@ -209,7 +209,9 @@ def test_an_exponential_of_a_polynomial_is_found_as_minuit_finds_it(degree, rng)
     counts = torch.poisson(torch.tensor(truth).double(), generator=rng)
     x, log_weights = quadrature(edges, 6)
     columns = torch.stack([u(x) ** k for k in range(degree + 1)], -1)
-    found = fit_log_linear("polynomial", counts, edges, columns, torch.ones(20, dtype=torch.bool))
+    found = fit_log_linear(
+        "polynomial", counts, edges, columns, torch.ones(20, dtype=torch.bool), torch.ones(20).double()
+    )
     matrix, weights, n = columns.numpy(), log_weights.exp().numpy(), counts.numpy()
 
     def deviance(values):

@@ -40,7 +40,7 @@ def rows_of(counts, background, templates, *, basis=None, masked=(), widening=1.
     model = LocalModel(mean, basis, weight, torch.zeros(1, 1), torch.ones(1))
     widening, imitation, misfit = torch.full((3, 1), widening, dtype=torch.float64)
     return Rows(
-        data, columns, model, fit, without, widening, widening, imitation / widening, misfit, data[:, :0]
+        data, columns, None, model, fit, without, widening, widening, imitation / widening, misfit, data[:, :0]
     ), weight
 
 

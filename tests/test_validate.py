@@ -52,7 +52,9 @@ def a_study(*, bias=0.0, slope=1.0, width=1.0, p_values=UNIFORM, global_p=UNIFOR
     mass = torch.tensor([120.0, 160.0]).double()
     injection = InjectionResult(EDGES, truth, mass, 0.05 * mass, strength, sigma0, yields, error)
     nothing = torch.zeros(10, dtype=torch.bool)
-    return ToyStudy("made up", truth, injection, p_values, global_p, truth + shift * 20, 1.0, nothing)
+    return ToyStudy(
+        "made up", truth, injection, p_values, global_p, truth + shift * 20, torch.ones(10).double(), nothing
+    )
 
 
 def failed(study):
@@ -108,7 +110,7 @@ def test_bins_that_are_left_out_and_the_unit_of_weighted_contents(rng):
     line = criteria_of_toys(study)[1]
     assert (line.value, line.passed) == (5.0, False)
     assert line.comment.startswith("largest in 130 to 140")
-    weighted = dataclasses.replace(study, unit=4.0)
+    weighted = dataclasses.replace(study, weights=torch.where(torch.arange(10) == 3, 4.0, 1.0).double())
     assert criteria_of_toys(weighted)[1].value == pytest.approx(2.5)
     masked = dataclasses.replace(study, mask=torch.arange(10) == 3)
     assert criteria_of_toys(masked)[1].value == 0

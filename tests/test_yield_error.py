@@ -73,8 +73,8 @@ class Overconfident(CalibratedNet):
         super().__init__(net.n_bins, n_features=3, arguments={})
         self.net = net
 
-    def fitted(self, counts, *, edges=None, mask=None):
-        model, _ = self.net.fitted(counts, edges=edges, mask=mask)
+    def fitted(self, counts, *, edges=None, mask=None, exposure=None):
+        model, _ = self.net.fitted(counts, edges=edges, mask=mask, exposure=exposure)
         waves = 0.04 * torch.sin(torch.arange(counts.shape[1]) * (2 * torch.pi / 8))
         model = model._replace(log_mean=model.log_mean + waves, basis=model.basis / 10)
         return model, posterior_mode(model.log_mean, model.basis, counts.double(), weight=model.weight)

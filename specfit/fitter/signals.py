@@ -54,6 +54,7 @@ def refit_signals(
     *,
     first: tuple[LocalModel, Tensor] | None = None,
     mask: Tensor | None = None,
+    exposure: Tensor | None = None,
 ) -> Refit:
     """Masks windows where a signal beside the background is significant, with the looking counted.
 
@@ -63,11 +64,12 @@ def refit_signals(
         net: Says what is plausible.
         counts: Observed events, shape `(m, n_bins)`, float64.
         edges: Bin edges, shape `(n_bins + 1,)`.
-        first: What `net.fitted` answers to `counts` and `mask`, if it is known already.
+        first: What `net.fitted` answers to `counts`, `mask` and `exposure`, if it is known already.
         mask: True for bins whose content is no data but a guess of the background, shape `(m, n_bins)`.
+        exposure: How many events a bin holds for each one of a smooth background, same shape; None for 1.
     """
     search = _Search(net, edges, binwise_hypotheses(edges))
-    spectra = _Spectra(net, counts, edges, as_mask(mask, counts), first)
+    spectra = _Spectra(net, counts, edges, as_mask(mask, counts), exposure, first)
     spectra.settle(spectra.mask.any(-1).nonzero()[:, 0])
     rows, found = torch.arange(len(counts), device=counts.device), []
     for _ in range(MOST_ROUNDS):
@@ -96,14 +98,15 @@ class _Spectra:
         counts: Tensor,
         edges: Tensor,
         mask: Tensor,
+        exposure: Tensor | None,
         first: tuple[LocalModel, Tensor] | None,
     ) -> None:
-        self.net, self.edges, self.mask = net, edges, mask
+        self.net, self.edges, self.mask, self._exposure = net, edges, mask, exposure
         self.counts = counts.clone()
         """Without what signals that were found have beside their windows."""
         self.data = counts.clone()
         """What the net is shown: counts, and a guess of the background where they are masked."""
-        model, log_rate = net.fitted(counts, edges=edges, mask=mask) if first is None else first
+        model, log_rate = net.fitted(counts, edges=edges, mask=mask, exposure=exposure) if first is None else first
         self.fitted = [t.clone() for t in (*model, log_rate)]
         self.iterations = torch.zeros(len(counts), dtype=torch.int64, device=counts.device)
 
@@ -111,6 +114,19 @@ class _Spectra:
         """Returns the local models of some, and the estimated log rates."""
         *model, log_rate = (t[rows] for t in self.fitted)
         return LocalModel(*model), log_rate
+
+    def exposure(self, rows: Tensor) -> Tensor | None:
+        """Returns how many events bins hold for each one of a smooth background, `(r, n_bins)`; None for 1."""
+        return None if self._exposure is None else self._exposure[rows]
+
+    def densities(self, rows: Tensor) -> _Densities:
+        """Returns what signals are tested against."""
+        data, (model, log_rate), weight = self.data[rows], self.answer(rows), (~self.mask[rows]).double()
+        exposure = self.exposure(rows)
+        if exposure is not None:
+            log_exposure, data, weight = exposure.log(), data / exposure, weight * exposure
+            model, log_rate = model._replace(log_mean=model.log_mean - log_exposure), log_rate - log_exposure
+        return _Densities(data, log_rate, model, weight)
 
     def leave_out(self, signals: _Significant, window: Tensor) -> None:
         """Masks windows `(r, n_bins)`, takes what signals have beside them off, and asks the net again."""
@@ -132,10 +148,24 @@ class _Spectra:
 
     def _ask(self, rows: Tensor, background: Tensor) -> None:
         self.data[rows] = torch.where(self.mask[rows], background, self.counts[rows])
-        model, log_rate = self.net.fitted(self.data[rows], edges=self.edges, mask=self.mask[rows])
+        data, mask, exposure = self.data[rows], self.mask[rows], self.exposure(rows)
+        model, log_rate = self.net.fitted(data, edges=self.edges, mask=mask, exposure=exposure)
         for whole, part in zip(self.fitted, (*model, log_rate), strict=True):
             whole[rows] = part
         self.iterations[rows] += 1
+
+
+class _Densities(NamedTuple):
+    """Spectra per exposure, as the templates of signals are."""
+
+    data: Tensor
+    """Events over exposures, shape `(r, n_bins)`."""
+    log_rate: Tensor
+    """Of the estimated background, over exposures, same shape."""
+    model: LocalModel
+    """Around it."""
+    weight: Tensor
+    """0 for masked bins, the exposure of others, same shape."""
 
 
 class _Significant(NamedTuple):
@@ -155,6 +185,26 @@ class _Significant(NamedTuple):
     def of(self, chosen: Tensor) -> _Significant:
         """Takes some, by a mask `(r,)`."""
         return _Significant(*(t[chosen] for t in self))
+
+
+class _Some(NamedTuple):
+    """Spectra in which something may be."""
+
+    data: Tensor
+    """Events, shape `(r, n_bins)`."""
+    mask: Tensor
+    """True for bins that weigh nothing, same shape."""
+    exposure: Tensor | None
+    """How many events a bin holds for each one of a smooth background, same shape; None for 1."""
+
+    def of(self, chosen: Tensor) -> _Some:
+        """Takes some, by indices."""
+        exposure = None if self.exposure is None else self.exposure[chosen]
+        return _Some(self.data[chosen], self.mask[chosen], exposure)
+
+    def exposed(self, templates: Tensor, spectrum: Tensor) -> Tensor:
+        """Returns the events that shares `(n, n_bins)` of a signal make in spectra, `(n,)` or one."""
+        return templates if self.exposure is None else templates * self.exposure[spectrum]
 
 
 class _Search:
@@ -180,17 +230,17 @@ class _Search:
         if len(rows) == 0:  # nearly every single spectrum: nothing more is asked
             nothing = spectra.data[:0]
             return _Significant(rows, rows, nothing[:, 0], nothing[:, 0], nothing, nothing)
-        data, mask = spectra.data[rows], spectra.mask[rows]
-        number = self._promising(data, mask, spectra.answer(rows)[0], number)
-        number, best = self._largest(data, mask, number)
-        self._look_everywhere(data, mask, number, best)
+        some = _Some(spectra.data[rows], spectra.mask[rows], spectra.exposure(rows))
+        number = self._promising(some, spectra.answer(rows)[0], number)
+        number, best = self._largest(some, number)
+        self._look_everywhere(some, number, best)
         # Not the significance of a discovery: to mask a background costs precision, to believe a signal truth.
         p_value, signal = self._p_value(best.pull, length), best.rate - best.fit.background
         found = _Significant(rows, number, best.pull, p_value, best.fit.background, signal)
         return found.of(p_value < FALSE_ALARM)
 
-    def _look_everywhere(self, data: Tensor, mask: Tensor, number: Tensor, best: Rows) -> None:
-        """Looks for better signals in data that the best so far, `(r,)`, do not describe; both are written over.
+    def _look_everywhere(self, spectra: _Some, number: Tensor, best: Rows) -> None:
+        """Looks for better signals in spectra that the best so far, `(r,)`, do not describe; both are written over.
 
         A net that was far off misleads tests that start from there. What it answers to data without a signal, even if
         that is not the right one, is nearer.
@@ -199,19 +249,20 @@ class _Search:
         for _ in range(MOST_LOOKS):
             if len(misled) == 0:
                 break
-            some = data[misled], mask[misled]
-            again, other = self._largest(*some, self._likeliest(*some, best.fit.background[misled]))
+            some = spectra.of(misled)
+            again, other = self._largest(some, self._likeliest(some, best.fit.background[misled]))
             better = other.misfit < best.misfit[misled]
             misled = misled[better]
             number[misled] = again[better]
             best.write(misled, other.of(better))
             misled = misled[best.misfit[misled] > MISLED]
 
-    def _likeliest(self, data: Tensor, mask: Tensor, background: Tensor) -> Tensor:
+    def _likeliest(self, some: _Some, background: Tensor) -> Tensor:
         """Takes the few hypotheses that are likeliest on a known background `(r, n_bins)`, shape `(r, FEW)`."""
-        templates, numbers = self.signals.templates.to(data), []
-        for n, weight, b in zip(data, (~mask).to(data), background.clamp(min=LEAST_EXPECTED), strict=True):
-            shares = templates * weight
+        templates, numbers, weights = self.signals.templates.to(some.data), [], (~some.mask).to(some.data)
+        each = torch.arange(len(background), device=background.device)
+        for i, n, weight, b in zip(each, some.data, weights, background.clamp(min=LEAST_EXPECTED), strict=True):
+            shares = some.exposed(templates, i) * weight
             seen = shares.sum(-1).clamp(min=TINY)
             yields = torch.full_like(seen, float((n * weight).sum()))
             for _ in range(EM_STEPS):
@@ -230,12 +281,20 @@ class _Search:
 
         return torch.where(possible(seen), seen, near & possible(near))
 
-    def _largest(self, data: Tensor, mask: Tensor, number: Tensor) -> tuple[Tensor, Rows]:
+    def _largest(self, some: _Some, number: Tensor) -> tuple[Tensor, Rows]:
         """Takes the hypotheses `(r, n)` out of the data, and keeps the likeliest that is significant, `(r,)`."""
-        each = torch.arange(len(data), device=data.device)
+        each = torch.arange(len(number), device=number.device)
         spectrum = each.repeat_interleave(number.shape[1])
-        of_row = (self.net, data, self._columns(number))
-        fits = extract(*of_row, spectrum=spectrum, edges=self.edges, mask=mask, trusting=True)
+        fits = extract(
+            self.net,
+            some.data,
+            self._columns(some, number, spectrum),
+            spectrum=spectrum,
+            edges=self.edges,
+            mask=some.mask,
+            exposure=some.exposure,
+            trusting=True,
+        )
         # A narrow signal is told from the background more easily: of the largest pull alone widths come out too small.
         pull, nll = (t.view(number.shape) for t in (fits.pull, fits.fit.nll))
         best = nll.masked_fill(pull < AS_SIGNIFICANT * pull.amax(-1, keepdim=True), torch.inf).argmin(-1)
@@ -248,32 +307,31 @@ class _Search:
         possible = self._p_value(z.amax(1), z.new_zeros(len(z))) < FALSE_ALARM
         rows, z = rows[possible], z[possible]
         number = torch.stack([path.start + z[:, path].argmax(-1) for path in self.paths], 1)
-        model, log_rate = spectra.answer(rows)
-        length = path_length(log_rate, model, self.signals, weight=(~spectra.mask[rows]).double())
+        _, log_rate, model, weight = spectra.densities(rows)
+        length = path_length(log_rate, model, self.signals, weight=weight)
         passing = self._p_value(z.amax(1), length) < FALSE_ALARM
         return rows[passing], number[passing], length[passing]
 
     def _scores(self, spectra: _Spectra, rows: Tensor, signals: SignalHypotheses) -> Tensor:
         scores = []
         for some in torch.split(rows, SCORED_AT_A_TIME):
-            model, log_rate = spectra.answer(some)
-            weight = (~spectra.mask[some]).double()
-            scores.append(score_test(spectra.data[some], log_rate, model, signals, weight=weight))
+            data, log_rate, model, weight = spectra.densities(some)
+            scores.append(score_test(data, log_rate, model, signals, weight=weight))
         return torch.cat(scores)
 
-    def _promising(self, data: Tensor, mask: Tensor, model: LocalModel, number: Tensor) -> Tensor:
+    def _promising(self, some: _Some, model: LocalModel, number: Tensor) -> Tensor:
         """Takes the few hypotheses of each row `(r, n)` that raise the likelihood most."""
         # A signal that pulled the background misleads the score of one width; which it is shows in a fit.
-        spectrum = torch.arange(len(data), device=data.device).repeat_interleave(number.shape[1])
-        weight = (~mask).to(data)
-        of_row = (data[spectrum], model.log_mean[spectrum], model.basis[spectrum], self._columns(number))
+        spectrum = torch.arange(len(number), device=number.device).repeat_interleave(number.shape[1])
+        weight, columns = (~some.mask).to(some.data), self._columns(some, number, spectrum)
+        of_row = (some.data[spectrum], model.log_mean[spectrum], model.basis[spectrum], columns)
         fit = fit_jointly(*of_row, weight=weight[spectrum])
         upward = torch.where(fit.yields[:, 0] > 0, -fit.nll, -torch.inf).view(number.shape)
         return number.gather(1, upward.topk(min(FEW, number.shape[1])).indices)
 
-    def _columns(self, number: Tensor) -> Tensor:
-        """Returns the templates of hypotheses `(r, n)`, shape `(r n, 1, n_bins)`."""
-        return self.signals.templates.to(self.edges)[number.flatten(), None]
+    def _columns(self, some: _Some, number: Tensor, spectrum: Tensor) -> Tensor:
+        """Returns the events of hypotheses `(r, n)` for a yield of 1 in their spectra, shape `(r n, 1, n_bins)`."""
+        return some.exposed(self.signals.templates.to(self.edges)[number.flatten()], spectrum)[:, None]
 
     def described(self, signals: _Significant) -> list[Found]:
         """Says what was found."""

@@ -21,6 +21,7 @@ from specfit.functional.result import FunctionalFit, answer
 from specfit.functional.search import Found, finish_with_minuit, lowest_from, lowest_of_starts
 from specfit.masks import describe_gaps, left_out_bins
 from specfit.spectrum import Spectrum
+from specfit.weights import describe_weights, event_weights
 
 CENTRES = ("integrate", "iterate")
 """How `functional_fit` takes the density of a bin."""
@@ -85,13 +86,15 @@ def functional_fit(
         raise InputError(
             f"spectrum: one spectrum is expected, {len(read.counts)} came; fit them with functional_fit_many"
         )
-    unit = read.content_per_event.view(1, 1)
-    events, left_out = Spectrum(read.counts / unit[0], read.edges, gaps=read.gaps), left_out_bins(read, mask)
+    left_out = left_out_bins(read, mask)
+    weights = event_weights(read, left_out[0])
+    exposure = None if weights.exposure is None else weights.exposure[None]
+    data = _Data((read.counts / weights.unit)[None], read.edges, left_out, exposure)
     if centres == "iterate":
-        end = _fit_iterated(events, left_out, _check_iterable(function), starts, rng)
+        end = _fit_iterated(data, _check_iterable(function), starts, rng)
     else:
-        end = _fit_on_bins(function.on(read.edges), events, left_out, starts, rng)
-    return _result(end, read, unit, starts)
+        end = _fit_on_bins(function.on(read.edges), data, starts, rng)
+    return _result(end, read, weights.unit.view(1, 1), starts)
 
 
 def check_starts(starts: int) -> None:
@@ -100,10 +103,23 @@ def check_starts(starts: int) -> None:
         raise InputError(f"starts: a whole number from 1 upwards is expected, {starts!r} came")
 
 
-def _fit_on_bins(
-    function: FunctionOnBins, events: Spectrum, mask: Tensor, starts: int, rng: torch.Generator | None
-) -> _End:
-    likelihood = Likelihood(function, events.counts[None], mask)
+class _Data(NamedTuple):
+    """One spectrum."""
+
+    counts: Tensor
+    """In events of average weight, shape `(1, n_bins)`."""
+    edges: Tensor
+    mask: Tensor
+    exposure: Tensor | None
+    """How many events such a count stands for, shape `(1, n_bins)`; None for 1."""
+
+    def likelihood(self, function: FunctionOnBins) -> Likelihood:
+        """Returns the likelihood of a function."""
+        return Likelihood(function, self.counts, self.mask, self.exposure)
+
+
+def _fit_on_bins(function: FunctionOnBins, data: _Data, starts: int, rng: torch.Generator | None) -> _End:
+    likelihood = data.likelihood(function)
     return _finish(likelihood, lowest_of_starts(likelihood, starts, rng=rng))
 
 
@@ -112,22 +128,21 @@ def _finish(likelihood: Likelihood, found: Found) -> _End:
     return _End(likelihood, likelihood.function.ordered(position), int(found.n_agreeing), problem)
 
 
-def _fit_iterated(
-    events: Spectrum, mask: Tensor, function: ErfExpSum, starts: int, rng: torch.Generator | None
-) -> _End:
-    function.on(events.edges)  # refuses edges on which it is not defined
-    nodes_per_bin = plan_nodes(events.edges, function.ranges.pairs())
-    centres, log_widths = events.centers, events.widths.log()[:, None]
+def _fit_iterated(data: _Data, function: ErfExpSum, starts: int, rng: torch.Generator | None) -> _End:
+    edges, widths = data.edges, data.edges.diff()
+    function.on(edges)  # refuses edges on which it is not defined
+    nodes_per_bin = plan_nodes(edges, function.ranges.pairs())
+    centres, log_widths = (edges[1:] + edges[:-1]) / 2, widths.log()[:, None]
     n_agreeing, last = [], None
     for iteration in range(MOST_ITERATIONS):
         at_centres = function.at(centres[:, None], log_widths)
-        likelihood = Likelihood(at_centres, events.counts[None], mask)
+        likelihood = data.likelihood(at_centres)
         found = lowest_of_starts(likelihood, starts, rng=rng) if last is None else lowest_from(likelihood, last)
         end = _finish(likelihood, found)._replace(iterations=iteration)
         n_agreeing.append(end.n_agreeing)
         parameters = at_centres.parameters(end.position).view(-1, 5)
-        moved = points_of_mean_density(parameters, events.edges, centres, nodes_per_bin=nodes_per_bin)
-        largest = float(((moved - centres).abs() / events.widths).max())
+        moved = points_of_mean_density(parameters, edges, centres, nodes_per_bin=nodes_per_bin)
+        largest = float(((moved - centres).abs() / widths).max())
         if largest < CENTRES_REST:
             break
         centres, last = moved, end.position[None]
@@ -142,7 +157,7 @@ def _result(end: _End, read: Spectrum, unit: Tensor, starts: int) -> FunctionalF
     limited = [name for name, sits in zip(names, found.at_limit[0].tolist(), strict=True) if sits]
     if limited:
         text += f"; at a limit: {', '.join(limited)} (widen the ranges or take fewer components)"
-    text = "; ".join([text, *describe_gaps(read)])
+    text = "; ".join([text, *describe_weights(read, end.likelihood.mask[0]), *describe_gaps(read)])
     fit = BackgroundFit(
         spectrum=read,
         background=found.background[0],

@@ -33,18 +33,22 @@ class Likelihood:
         function: What gives the expected events.
         counts: Events per bin, shape `(m, n_bins)`.
         mask: True for bins that weigh nothing, same shape.
+        worth: How many events a count of each bin stands for, same shape (the exposures of weighted contents); None
+            for 1.
     """
 
-    def __init__(self, function: FunctionOnBins, counts: Tensor, mask: Tensor) -> None:
-        self.function, self.counts, self.mask = function, counts, mask
-        self._weight = (~mask).double()
-        self._n = counts * self._weight
-        self.total = self._n.sum(-1, keepdim=True)
-        self._log_n = self._n.clamp(min=1e-300).log()  # multiplied by 0 where it is wrong
+    def __init__(self, function: FunctionOnBins, counts: Tensor, mask: Tensor, worth: Tensor | None = None) -> None:
+        self.function, self.counts, self.mask, self._worth = function, counts, mask, worth
+        self.weight = (~mask).double() if worth is None else worth.masked_fill(mask, 0.0)
+        """What each bin counts for, 0 where it is masked."""
+        self._n = counts * self.weight
+        self.total = counts.masked_fill(mask, 0.0).sum(-1, keepdim=True)
+        self._log_n = counts.clamp(min=1e-300).log()  # multiplied by 0 where it is wrong
 
     def rows(self, index: Tensor) -> Likelihood:
         """Returns the likelihood of some of the spectra, which may be repeated."""
-        return Likelihood(self.function, self.counts[index], self.mask[index])
+        worth = None if self._worth is None else self._worth[index]
+        return Likelihood(self.function, self.counts[index], self.mask[index], worth)
 
     def log_expected(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the log of the expected events, shape `(m, n_bins)`, and its derivatives `(m, n, n_bins)`."""
@@ -62,7 +66,7 @@ class Likelihood:
     def _evaluate(self, position: Tensor, rows: slice) -> Point:
         log_share, jacobian = self.function.log_expected(position)
         n, log_expected = self._n[rows], log_share + self.total[rows].log()
-        expected = log_expected.exp() * self._weight[rows]
+        expected = log_expected.exp() * self.weight[rows]
         excess = expected - n
         nll = (excess - n * (log_expected - self._log_n[rows])).sum(-1)
         gradient = (jacobian @ excess[..., None])[..., 0]

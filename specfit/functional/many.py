@@ -20,6 +20,7 @@ from specfit.functional.result import Answer, FunctionalFits, answer
 from specfit.functional.search import lowest_of_starts
 from specfit.masks import describe_gaps, left_out_bins
 from specfit.spectrum import Spectrum
+from specfit.weights import describe_weights, event_weights
 
 # So many descents advance together; more would only need more memory.
 DESCENTS_AT_A_TIME = 4096
@@ -66,12 +67,15 @@ def functional_fit_many(
     if not read.is_batch:
         variances = None if read.variances is None else read.variances[None]
         read = Spectrum(read.counts[None], read.edges, variances=variances, gaps=read.gaps)
-    unit, left_out = read.content_per_event, left_out_bins(read, mask)
+    left_out = left_out_bins(read, mask)
+    weights = event_weights(read, left_out)
+    exposure = torch.ones_like(read.counts) if weights.exposure is None else weights.exposure
     on_bins = function.on(read.edges)
     rows = max(1, DESCENTS_AT_A_TIME // starts)
+    of_spectra = read.counts / weights.unit, left_out, exposure, weights.unit
     parts = [
         _fit_some(on_bins, *some, starts=starts, rng=_same_draws(rng))
-        for some in zip(*(torch.split(t, rows) for t in (read.counts / unit, left_out, unit)), strict=True)
+        for some in zip(*(torch.split(t, rows) for t in of_spectra), strict=True)
     ]
     found, distances, agreeing = zip(*parts, strict=True)
     whole = Answer(*(torch.cat(pieces) for pieces in zip(*found, strict=True)))
@@ -79,10 +83,17 @@ def functional_fit_many(
 
 
 def _fit_some(
-    function: FunctionOnBins, counts: Tensor, mask: Tensor, unit: Tensor, *, starts: int, rng: torch.Generator | None
+    function: FunctionOnBins,
+    counts: Tensor,
+    mask: Tensor,
+    exposure: Tensor,
+    unit: Tensor,
+    *,
+    starts: int,
+    rng: torch.Generator | None,
 ) -> tuple[Answer, Tensor, Tensor]:
     """Fits a part; returns what it says, how far each is from its minimum, and how many starts agree."""
-    likelihood = Likelihood(function, counts, mask)
+    likelihood = Likelihood(function, counts, mask, exposure)
     found = lowest_of_starts(likelihood, starts, rng=rng)
     position = function.ordered(found.position)
     return answer(likelihood, position, unit), estimated_distance(likelihood, position), found.n_agreeing
@@ -100,7 +111,7 @@ def _result(
     text = f"Fisher scoring: {int(converged.sum())} of {len(converged)} spectra converged"
     if not converged.all():
         text += "; for the others give more starts, fewer components or other ranges"
-    text = "; ".join([text, *describe_gaps(read)])
+    text = "; ".join([text, *describe_weights(read, mask), *describe_gaps(read)])
     names = function.names
     fit = BackgroundFit(
         spectrum=read,

@@ -101,7 +101,7 @@ def answer(likelihood: Likelihood, position: Tensor, unit: Tensor) -> Answer:
     log_expected, jacobian = likelihood.log_expected(position)
     root = _inverse_root(point.fisher + function.constraint(position))
     log_factor, expected = jacobian.mT @ root, log_expected.exp()
-    of_data = (expected * log_factor.square().sum(-1)).masked_fill(likelihood.mask, 0.0)
+    of_data = expected * log_factor.square().sum(-1) * likelihood.weight
     scale = torch.where(function.is_yield, likelihood.total * unit, 1.0)  # (m, n)
     return Answer(
         background=expected * unit,

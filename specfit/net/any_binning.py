@@ -7,7 +7,8 @@ of the coefficients is the estimate that the next pass reads. As in `LearnedBasi
 form, and the mean and the basis see only what is smooth: a net that reads the counts themselves learns to copy them.
 
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
-widths as shares of the range. The first estimate is made without any learning (`specfit.net.smooth`) and carries the
+widths as shares of the range. The exposure of a bin of weighted contents stands beside its width wherever a rate
+becomes a density. The first estimate is made without any learning (`specfit.net.smooth`) and carries the
 noise of some twenty parameters. So the net is shown how the estimate bends in units of what the data can tell, and
 corrects it in these units as well as in its own. Beside the learned basis of the last pass stands a generic one where
 the evidence of the spectrum asks for it, and a function of few parameters where that describes the spectrum as well
@@ -86,34 +87,51 @@ class AnyBinningNet(CalibratedNet):
         *,
         edges: Tensor | None = None,
         mask: Tensor | None = None,
+        exposure: Tensor | None = None,
     ) -> tuple[LocalModel, Tensor]:
         """Computes what is plausible, with a generic basis or a function where they are needed, and the estimate."""
         data = counts.double()
-        described = self.described(data, edges=edges, mask=mask)
+        described = self.described(data, edges=edges, mask=mask, exposure=exposure)
         edges, mask = _edges_of(data, edges), _mask_of(data, mask)
-        return with_functional_form(described, self.n_basis, data, edges, mask=mask)
+        return with_functional_form(described, self.n_basis, data, edges, mask=mask, exposure=exposure)
 
-    def described(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Described:
+    def described(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+    ) -> Described:
         """Computes what the last pass and, where it is needed, a generic basis hold for plausible, and its mode."""
         # The answer is found again below, with every bin believed.
-        log_rates, model = self._run(counts, edges, mask, settled=SETTLED_TO_READ)
+        log_rates, model = self._run(counts, edges, mask, exposure, settled=SETTLED_TO_READ)
         data = counts.double()
-        log_widths = _edges_of(data, edges).diff(dim=1).log()
-        return with_generic_basis(model, log_rates[-1], data, log_widths, mask=_mask_of(data, mask))
+        log_sizes = _with_exposure(_edges_of(data, edges).diff(dim=1).log(), exposure)
+        return with_generic_basis(model, log_rates[-1], data, log_sizes, mask=_mask_of(data, mask))
 
     def _run(
-        self, counts: Tensor, edges: Tensor | None, mask: Tensor | None, *, settled: float | None = None
+        self,
+        counts: Tensor,
+        edges: Tensor | None,
+        mask: Tensor | None,
+        exposure: Tensor | None = None,
+        *,
+        settled: float | None = None,
     ) -> tuple[list[Tensor], LocalModel]:
         """Returns the log rates of each pass, and the local model of the last."""
         data = counts.double()
         edges = _edges_of(data, edges)
         mask = _mask_of(data, mask)
         log_widths = (edges.diff(dim=1) / (edges[:, -1:] - edges[:, :1])).log()
+        log_sizes = _with_exposure(log_widths, exposure)  # what a rate is divided by for a smooth density
         fixed, log_total = _position_features(edges, log_widths), _log_total(data, mask)
-        log_rates, models = [smooth_estimate(data, log_widths, mask)], []
+        log_content = log_total if exposure is None else _log_total(data / exposure, mask)
+        log_rates, models = [smooth_estimate(data, log_sizes, mask)], []
         for i in range(self.passes):
-            seen = _estimate_features(data, log_rates[-1], log_widths, log_total, mask)
-            bends = _bend_features(log_rates[-1], log_widths)
+            log_density = log_rates[-1] - log_sizes - log_content
+            seen = _estimate_features(data, log_rates[-1], log_density, log_total, mask)
+            bends = _bend_features(log_rates[-1], log_sizes)
             residuals = _residual_features(data, log_rates[-1], mask)
             which = nn.functional.one_hot(torch.tensor(i), self.passes).expand(*data.shape, -1)
             tokens = self.trunk(self.embed(torch.cat([fixed, seen, bends, which.to(fixed)], -1)))
@@ -141,6 +159,10 @@ def _mask_of(data: Tensor, mask: Tensor | None) -> Tensor:
     return torch.zeros_like(data, dtype=torch.bool) if mask is None else mask
 
 
+def _with_exposure(log_widths: Tensor, exposure: Tensor | None) -> Tensor:
+    return log_widths if exposure is None else log_widths + exposure.log()
+
+
 def _log_total(data: Tensor, mask: Tensor) -> Tensor:
     return data.masked_fill(mask, 0.0).sum(1, keepdim=True).clamp(min=1.0).log()
 
@@ -163,9 +185,8 @@ def _position_features(edges: Tensor, log_widths: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin(), torch.stack(plain + of_spectrum, -1)], -1).float()
 
 
-def _estimate_features(data: Tensor, log_rate: Tensor, log_widths: Tensor, log_total: Tensor, mask: Tensor) -> Tensor:
+def _estimate_features(data: Tensor, log_rate: Tensor, log_density: Tensor, log_total: Tensor, mask: Tensor) -> Tensor:
     """Computes what an estimate of the rate looks like, shape `(m, n_bins, 8)`, float32."""
-    log_density = log_rate - log_widths - log_total
     rise = log_density.diff(dim=1, prepend=log_density[:, :1]).clamp(-5, 5)
     fall = log_density.diff(dim=1, append=log_density[:, -1:]).clamp(-5, 5)
     # One number says how far the estimate is from the data as a whole.
@@ -176,13 +197,13 @@ def _estimate_features(data: Tensor, log_rate: Tensor, log_widths: Tensor, log_t
     return torch.stack(shapes + of_spectrum, -1).float()
 
 
-def _bend_features(log_rate: Tensor, log_widths: Tensor) -> Tensor:
+def _bend_features(log_rate: Tensor, log_sizes: Tensor) -> Tensor:
     """Computes how an estimate bends on several scales, in units of what the data can tell, `(m, n_bins, 6)`, float32.
 
     Second and fourth differences of the log density: what a smooth spectrum has few of and noise has many of.
     """
     steps, neighbours, differences = _bends_of(log_rate.shape[1], log_rate.device)
-    around = (log_rate - log_widths)[:, neighbours]  # (m, n_bins, scales, 5)
+    around = (log_rate - log_sizes)[:, neighbours]  # (m, n_bins, scales, 5)
     precision = (steps * log_rate.exp()[..., None] + 1.0).sqrt()
     return ((around @ differences * precision[..., None]).asinh() / 3.0).flatten(2).float()
 

@@ -71,7 +71,14 @@ class BackgroundNet(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
+    def predict(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+    ) -> Prediction:
         """Computes the background with its error.
 
         Args:
@@ -79,6 +86,8 @@ class BackgroundNet(nn.Module, ABC):
             edges: As for `stages`.
             mask: True for bins whose content is a guess and not data, shape `(m, n_bins)`. A net with a likelihood
                 leaves them out; others can only take the guess.
+            exposure: How many events a bin holds for each one of a smooth background, same shape, as weighted contents
+                have it (`specfit.weights`); None for 1.
         """
 
     def forward(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -86,7 +95,9 @@ class BackgroundNet(nn.Module, ABC):
         return self.stages(counts, edges=edges, mask=mask)[-1]
 
 
-def propagate_poisson_errors(net: Callable[[Tensor], Tensor], counts: Tensor) -> Prediction:
+def propagate_poisson_errors(
+    net: Callable[[Tensor], Tensor], counts: Tensor, exposure: Tensor | None = None
+) -> Prediction:
     r"""Propagates the Poisson errors of the counts through a net, for nets that carry no error of their own.
 
     With the Jacobian :math:`J = \partial b / \partial n` the covariance is :math:`J \,\mathrm{diag}(b)\, J^T` and the
@@ -96,10 +107,11 @@ def propagate_poisson_errors(net: Callable[[Tensor], Tensor], counts: Tensor) ->
     Args:
         net: Maps counts of shape `(m, n_bins)` to backgrounds of that shape, each row for itself.
         counts: Shape `(m, n_bins)`.
+        exposure: As for `BackgroundNet.predict`: the net sees counts over it.
     """
     with torch.inference_mode(False), torch.enable_grad():  # the caller may have switched either off
         counts = counts.detach().clone().requires_grad_()
-        background = net(counts)
+        background = net(counts) if exposure is None else net(counts / exposure) * exposure
         # No row depends on another, so one backward pass gives a bin's derivatives for all rows.
         rows = [torch.autograd.grad(bin_.sum(), counts, retain_graph=True)[0] for bin_ in background.unbind(-1)]
     jacobian, background = torch.stack(rows, 1).double(), background.detach().double()  # (m, n_bins, n_bins)

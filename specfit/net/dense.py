@@ -48,9 +48,16 @@ class TalkNet(BackgroundNet):
         features = torch.relu(self.hidden(counts))
         return [torch.softmax(self.out(features), -1) * counts.sum(-1, keepdim=True)]
 
-    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002
+    def predict(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,  # noqa: ARG002
+        mask: Tensor | None = None,  # noqa: ARG002
+        exposure: Tensor | None = None,
+    ) -> Prediction:
         """Computes the background and propagates the Poisson errors of the counts."""
-        return propagate_poisson_errors(self.forward, counts)
+        return propagate_poisson_errors(self.forward, counts, exposure)
 
 
 class DenseNet(BackgroundNet):
@@ -86,9 +93,16 @@ class DenseNet(BackgroundNet):
         shape = torch.softmax(self.out(self.trunk(counts)), -1)
         return [shape * counts.sum(-1, keepdim=True)]
 
-    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:  # noqa: ARG002
+    def predict(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,  # noqa: ARG002
+        mask: Tensor | None = None,  # noqa: ARG002
+        exposure: Tensor | None = None,
+    ) -> Prediction:
         """Computes the background and propagates the Poisson errors of the counts."""
-        return propagate_poisson_errors(self.forward, counts)
+        return propagate_poisson_errors(self.forward, counts, exposure)
 
 
 class Trunk(nn.Module):

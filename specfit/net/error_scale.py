@@ -143,17 +143,36 @@ class CalibratedNet(BackgroundNet):
 
     @abstractmethod
     def fitted(
-        self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
     ) -> tuple[LocalModel, Tensor]:
         """Computes what the last stage holds for plausible and the estimated log rate; arguments as for `predict`."""
 
-    def predict(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> Prediction:
+    def predict(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+    ) -> Prediction:
         """Computes the background and its covariance in closed form; masked bins weigh exactly nothing."""
-        return self.calibrated(*self.fitted(counts, edges=edges, mask=mask), mask)
+        return self.calibrated(*self.fitted(counts, edges=edges, mask=mask, exposure=exposure), mask)
 
-    def local_model(self, counts: Tensor, *, edges: Tensor | None = None, mask: Tensor | None = None) -> LocalModel:
+    def local_model(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,
+        mask: Tensor | None = None,
+        exposure: Tensor | None = None,
+    ) -> LocalModel:
         """Computes what the last stage holds for plausible; arguments as for `predict`."""
-        return self.fitted(counts, edges=edges, mask=mask)[0]
+        return self.fitted(counts, edges=edges, mask=mask, exposure=exposure)[0]
 
     def calibrated(self, model: LocalModel, log_rate: Tensor, mask: Tensor | None) -> Prediction:
         """Computes the prediction at an estimate near the mode of a local model, calibrated, with its novelty."""

@@ -103,18 +103,25 @@ class LearnedBasisNet(CalibratedNet):
         *,
         edges: Tensor | None = None,  # noqa: ARG002
         mask: Tensor | None = None,
+        exposure: Tensor | None = None,
     ) -> tuple[LocalModel, Tensor]:
         """Computes what the last stage holds for plausible and the log rate at its mode."""
-        log_rates, model = self._run(counts, mask)
+        log_rates, model = self._run(counts, mask, exposure)
         return model, log_rates[-1]
 
-    def _run(self, counts: Tensor, mask: Tensor | None) -> tuple[list[Tensor], LocalModel]:
+    def _run(
+        self, counts: Tensor, mask: Tensor | None, exposure: Tensor | None = None
+    ) -> tuple[list[Tensor], LocalModel]:
         """Returns the log rates of each stage, and the local model of the last."""
         data, counts = counts.double(), counts.float()
-        total = counts.sum(-1, keepdim=True).clamp(min=1.0)
+        # The picture is that of the shape; a residual is one of the events that there are.
+        seen = counts if exposure is None else (data / exposure).float()
+        total = seen.sum(-1, keepdim=True).clamp(min=1.0)
         log_rates, models = [(total / data.shape[1]).log().double().expand_as(data)], []
+        if exposure is not None:
+            log_rates[0] = log_rates[0] + exposure.log()
         near, most_steps = (data + NEAR_COUNTS).log(), MOST_STEPS_OF_TRAINING if self.training else None
-        seen, residual = counts, torch.zeros_like(counts)
+        residual = torch.zeros_like(counts)
         for part in self.parts:
             is_last = part is self.parts[-1]
             mean, basis, weight, features = part(seen, residual)
@@ -128,8 +135,9 @@ class LearnedBasisNet(CalibratedNet):
             )
             log_rates.append(near)
             if not is_last:
-                seen = log_rates[-1].exp().float()
-                residual = torch.asinh((counts - seen) / seen.clamp(min=1.0).sqrt())
+                rate = log_rates[-1].exp().float()
+                seen = rate if exposure is None else rate / exposure.float()
+                residual = torch.asinh((counts - rate) / rate.clamp(min=1.0).sqrt())
         return log_rates[1:], models[-1]
 
 

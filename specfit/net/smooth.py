@@ -77,7 +77,7 @@ MOST_DISTRUSTED, WIDER = 0.5, (3.0, 10.0)
 
 
 @torch.no_grad()
-def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
+def smooth_estimate(data: Tensor, log_sizes: Tensor, mask: Tensor) -> Tensor:
     """Fits Chebyshev polynomials to the data, one coordinate after the other; log rates `(m, n_bins)`.
 
     How fast their amplitudes fall with the order, that is how smooth a spectrum is, its own evidence decides. An
@@ -87,24 +87,24 @@ def smooth_estimate(data: Tensor, log_widths: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         data: Observed events, shape `(m, n_bins)`, float64.
-        log_widths: Logs of the widths of the bins, up to a factor, same shape.
+        log_sizes: Logs of the widths of the bins, times their exposures, up to a factor, same shape.
         mask: True for bins that weigh nothing, same shape.
     """
-    seen = torch.stack([data, log_widths.exp()]).masked_fill(mask, 0.0)
+    seen = torch.stack([data, log_sizes.exp()]).masked_fill(mask, 0.0)
     events, width = window_sums(seen, (2,))[:, :, 0]
     log_density = _bridged(((events + 0.5) / width.clamp(min=1e-12)).log(), mask)
     # More events are more certain, but not so much that the tail is left to itself.
     certain = torch.where(mask, 1.0, (events + 1).sqrt())
     mean = (certain * log_density).sum(1, keepdim=True) / certain.sum(1, keepdim=True)
-    expected = (log_density + log_widths).exp()
+    expected = (log_density + log_sizes).exp()
     believed, filled = torch.where(mask, 1 / (1 + expected), 1.0), torch.where(mask, expected, data)
-    estimate, best = log_density + log_widths, torch.full_like(data[:, 0], -torch.inf)
+    estimate, best = log_density + log_sizes, torch.full_like(data[:, 0], -torch.inf)
     for coordinate in COORDINATES:
-        before = estimate - log_widths - mean
+        before = estimate - log_sizes - mean
         shapes = _chebyshev(_stretched(before, coordinate.curvature), coordinate.directions)
         basis = shapes[:, None] * _amplitudes(shapes.shape[2], coordinate.smoothness).to(shapes)
         m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
-        repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_widths, filled, believed)]
+        repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_sizes, filled, believed)]
         mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
         found, which = (evidence.nan_to_num(-torch.inf) + coordinate.favour).view(m, n).max(1)
         mode = mode.view(m, n, data.shape[1])[torch.arange(m, device=data.device), which]
@@ -157,7 +157,7 @@ class Described(NamedTuple):
 
 @torch.no_grad()
 def with_generic_basis(
-    model: LocalModel, log_rate: Tensor, data: Tensor, log_widths: Tensor, *, mask: Tensor
+    model: LocalModel, log_rate: Tensor, data: Tensor, log_sizes: Tensor, *, mask: Tensor
 ) -> Described:
     """Puts a generic basis beside a learned one, with the amplitude that the evidence of each spectrum chooses.
 
@@ -168,7 +168,7 @@ def with_generic_basis(
         model: What a net holds for plausible.
         log_rate: A background to stretch the coordinate by, shape `(m, n_bins)`.
         data: Observed events, same shape, float64.
-        log_widths: Logs of the widths of the bins, up to a factor, same shape.
+        log_sizes: Logs of the widths of the bins, times their exposures, up to a factor, same shape.
         mask: True for bins that weigh nothing, same shape.
 
     Returns:
@@ -181,7 +181,7 @@ def with_generic_basis(
     description = describe(mode, model.basis, data, seen)
     rows = (description.p_value < DESCRIBED).nonzero()[:, 0]
     if len(rows) > 0:
-        shapes = _chebyshev(_stretched((log_rate - log_widths)[rows], GENERIC_CURVATURE), GENERIC_DIRECTIONS)
+        shapes = _chebyshev(_stretched((log_rate - log_sizes)[rows], GENERIC_CURVATURE), GENERIC_DIRECTIONS)
         shapes = shapes / (1 + torch.arange(shapes.shape[2]).to(shapes) / 2)
         part = _of_poorly_described(model, shapes, data, seen, rows)
         parts = (*part.model, part.log_rate, *part.description)
@@ -228,7 +228,7 @@ def _amplitude(log_mean: Tensor, basis: Tensor, shapes: Tensor, data: Tensor, se
 def describe(log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Description:
     """Computes how well the mode of a basis, a log rate `(m, n_bins)`, describes what is seen."""
     deviance = (deviance_terms(data, log_rate.exp()) * seen).sum(1)
-    return Description(deviance, gaussian_prediction(log_rate, basis, seen).n_parameters, seen.sum(1))
+    return Description(deviance, gaussian_prediction(log_rate, basis, seen).n_parameters, (seen > 0).sum(1))
 
 
 def _smooth_fit(

@@ -14,6 +14,7 @@ import torch
 from specfit.plots.contents import Points, is_density
 from specfit.plots.look import BAND, DATA, FIT, GUIDE, PULL, TRUTH, add_legend, dress, number, scale_x, shade
 from specfit.significance import upper_tail
+from specfit.weights import event_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,8 +165,8 @@ def _draw_excess(result: Any, ax: Axes) -> None:
     """Draws data minus background over its statistical error, with the best signal."""
     edges = result.spectrum.edges.numpy()
     background = np.maximum(result.background.numpy(), 1e-9)
-    unit = float(result.spectrum.content_per_event)
-    root = np.sqrt(background * unit)
+    weights = event_weights(result.spectrum, result.mask).of_bins.numpy()
+    root = np.sqrt(background * weights)
     excess = np.where(result.mask.numpy(), np.nan, (result.spectrum.counts.numpy() - background) / root)
     ax.bar(edges[:-1], excess, width=np.diff(edges), align="edge", color=PULL, linewidth=0)
     ax.stairs(result.signal.numpy() / root, edges, baseline=None, color=FIT, linewidth=1.4)
@@ -173,7 +174,7 @@ def _draw_excess(result: Any, ax: Axes) -> None:
     i = result.best
     low, high = (float(result.mass[i] + sign * 2 * result.width[i]) for sign in (-1, 1))
     ax.axvspan(low, high, color=BAND, alpha=0.25, linewidth=0)
-    largest = float(np.nanmax(np.abs(excess[background > unit]), initial=1.0))
+    largest = float(np.nanmax(np.abs(excess[background > weights]), initial=1.0))
     ax.set_ylim(-max(3.4, 1.1 * largest), max(3.4, 1.1 * largest))
     for level in (-2, 2):
         ax.axhline(level, color=GUIDE, linestyle=":", linewidth=0.8)

@@ -55,20 +55,24 @@ class Alternative(NamedTuple):
     """Deviance and twice the number of parameters; the smallest is best."""
 
 
-def best_alternative(counts: Tensor, edges: Tensor, seen: Tensor) -> Alternative:
+def best_alternative(counts: Tensor, edges: Tensor, seen: Tensor, *, exposure: Tensor | None = None) -> Alternative:
     """Fits every family and takes the best of those that describe the data, or else of all.
 
     Args:
         counts: Events, float64, shape `(n_bins,)`.
         edges: Bin edges, shape `(n_bins + 1,)`.
         seen: False for bins to leave out, shape `(n_bins,)`.
+        exposure: How many events a bin holds for each one of a smooth background, shape `(n_bins,)`; None for 1.
 
     Raises:
         InputError: So few bins are left that no family has fewer parameters.
     """
-    found = [fit_log_linear(name, counts, edges, columns, seen) for name, columns in _families(edges, int(seen.sum()))]
+    sizes = torch.ones_like(counts) if exposure is None else exposure
+    found = [
+        fit_log_linear(name, counts, edges, columns, seen, sizes) for name, columns in _families(edges, int(seen.sum()))
+    ]
     if seen.all() and edges[0] > 0:
-        found += [_erf_exp(counts, edges, n) for n in range(1, MOST_COMPONENTS + 1)]
+        found += [_erf_exp(counts, edges, sizes, n) for n in range(1, MOST_COMPONENTS + 1)]
     if not found:
         raise InputError(
             f"{int(seen.sum())} bins are left to tell a background from: a second family to compare with needs more "
@@ -78,7 +82,9 @@ def best_alternative(counts: Tensor, edges: Tensor, seen: Tensor) -> Alternative
     return min(good, key=lambda one: one.score) if good else max(found, key=lambda one: one.p_value)
 
 
-def fit_log_linear(name: str, counts: Tensor, edges: Tensor, columns: Tensor, seen: Tensor) -> Alternative:
+def fit_log_linear(
+    name: str, counts: Tensor, edges: Tensor, columns: Tensor, seen: Tensor, exposure: Tensor
+) -> Alternative:
     """Fits a density whose logarithm is a sum of columns.
 
     Args:
@@ -87,11 +93,12 @@ def fit_log_linear(name: str, counts: Tensor, edges: Tensor, columns: Tensor, se
         edges: Bin edges, shape `(n_bins + 1,)`.
         columns: At the quadrature nodes of every bin, shape `(n_bins, nodes, p)`; the first is constant.
         seen: False for bins to leave out, shape `(n_bins,)`.
+        exposure: How many events a bin holds for each one of the density, shape `(n_bins,)`.
     """
-    _, log_weights = quadrature(edges, NODES)
+    log_weights = quadrature(edges, NODES)[1] + exposure.log()[:, None]
     # Orthogonal columns: powers of x alone are close to each other.
     columns = torch.linalg.qr(columns.flatten(0, 1))[0].view_as(columns)
-    a = _first_guess(counts, edges, columns, seen)
+    a = _first_guess(counts, edges.diff() * exposure, columns, seen)
     nll, rate, derivative = _evaluate(a, counts, columns, log_weights, seen)
     for _ in range(MOST_STEPS):
         weight = rate * seen
@@ -130,17 +137,19 @@ def _families(edges: Tensor, n_seen: int) -> Iterator[tuple[str, Tensor]]:
             yield f"dijet function with {n} parameters", terms[..., :n]
 
 
-def _erf_exp(counts: Tensor, edges: Tensor, n_components: int) -> Alternative:
-    fit = functional_fit(Spectrum(counts, edges), function=ErfExpSum(n_components)).fit
+def _erf_exp(counts: Tensor, edges: Tensor, exposure: Tensor, n_components: int) -> Alternative:
+    spectrum = Spectrum(counts / exposure, edges, variances=counts / exposure.square())
+    fit = functional_fit(spectrum, function=ErfExpSum(n_components)).fit
     p_value = float(fit.p_value) if bool(fit.converged) else 0.0
     name = f"Erf x exp with {n_components} component{'s' if n_components > 1 else ''}"
-    return Alternative(name, fit.background, p_value, float(fit.deviance + 2 * fit.n_parameters))
+    events = fit.background * exposure
+    return Alternative(name, events, p_value, float(fit.deviance + 2 * fit.n_parameters))
 
 
-def _first_guess(counts: Tensor, edges: Tensor, columns: Tensor, seen: Tensor) -> Tensor:
-    """Fits the log of the density by least squares."""
+def _first_guess(counts: Tensor, sizes: Tensor, columns: Tensor, seen: Tensor) -> Tensor:
+    """Fits the log of the density, counts over sizes, by least squares."""
     weight = (counts + 0.5).sqrt() * seen
-    log_density = ((counts + 0.5) / edges.diff()).log()
+    log_density = ((counts + 0.5) / sizes).log()
     answer = torch.linalg.lstsq(weight[:, None] * columns.mean(1), (weight * log_density)[:, None], driver="gelsd")
     solution: Tensor = answer.solution[:, 0]
     return solution

@@ -48,6 +48,7 @@ class Chain:
         hypotheses: What is looked for.
         known: Templates of peaks that are fitted beside every hypothesis, shape `(q, n_bins)`.
         mask: True for bins to leave out, shape `(n_bins,)`.
+        exposure: How many events a bin holds for each one of a smooth background, shape `(n_bins,)`; None for 1.
 
     Raises:
         InputError: The net has no local model.
@@ -58,6 +59,7 @@ class Chain:
     hypotheses: SignalHypotheses
     known: Tensor
     mask: Tensor
+    exposure: Tensor | None = None
 
     def __post_init__(self) -> None:
         _ = self._net
@@ -87,6 +89,10 @@ class Chain:
         """Returns 0 for bins that are left out and 1 for others, in the shape of `like`."""
         return (~self.mask).to(like).expand_as(like)
 
+    def exposed(self, shares: Tensor) -> Tensor:
+        """Returns the events that shares `(*, n_bins)` of a signal make for a yield of 1."""
+        return shares if self.exposure is None else shares * self.exposure
+
     @property
     def _net(self) -> CalibratedNet:
         net = self.fitter.net
@@ -101,7 +107,7 @@ class Chain:
         """Tells one search from another, whatever it is run on."""
         return {
             "net": digest(self.fitter.net.state_dict()),
-            "search": digest([self.edges, self.hypotheses.templates, self.known, self.mask]),
+            "search": digest([self.edges, self.exposed(self.hypotheses.templates), self.known, self.mask]),
         }
 
     @torch.inference_mode()
@@ -113,15 +119,17 @@ class Chain:
         """Returns what is asked about counts `(m, n_bins)`, `m h` rows, those of one spectrum together."""
         m, h = len(counts), len(self.hypotheses)
         mask = self.mask.expand_as(counts)
+        exposure = None if self.exposure is None else self.exposure.expand_as(counts)
         return {
-            "counts": self.fitter.fill(counts, mask, self.edges),
+            "counts": self.fitter.fill(counts, mask, self.edges, exposure),
             "columns": self._columns().repeat(m, 1, 1),
             "spectrum": torch.arange(m).repeat_interleave(h),
             "edges": self.edges,
             "mask": mask,
+            "exposure": exposure,
         }
 
     def _columns(self) -> Tensor:
-        """Returns the templates of each hypothesis, the tested one first, `(h, 1 + q, n_bins)`."""
+        """Returns the events of each hypothesis for yields of 1, the tested one first, `(h, 1 + q, n_bins)`."""
         tested = self.hypotheses.templates[:, None]
-        return torch.cat([tested, self.known.expand(len(tested), -1, -1)], 1)
+        return self.exposed(torch.cat([tested, self.known.expand(len(tested), -1, -1)], 1))

@@ -69,7 +69,7 @@ class ToyStudy:
         p_values: Of the fits of the background alone, shape `(n,)`.
         global_p: Of the largest excess of each, shape `(n,)`.
         mean_background: Fitted to it, on average, shape `(n_bins,)`.
-        unit: Content that one event stands for.
+        weights: Content that one event stands for in each bin, shape `(n_bins,)`.
         mask: True for bins that are left out, shape `(n_bins,)`.
     """
 
@@ -79,14 +79,14 @@ class ToyStudy:
     p_values: Tensor = field(repr=False)
     global_p: Tensor = field(repr=False)
     mean_background: Tensor = field(repr=False)
-    unit: float
+    weights: Tensor = field(repr=False)
     mask: Tensor = field(repr=False)
 
     @property
     def background_shift(self) -> Tensor:
         """Mean fitted background less its truth, in statistical errors of the data; NaN where bins are left out."""
         # A bin of less than one expected event counts with the error of one.
-        error = (self.truth * self.unit).clamp(min=self.unit**2).sqrt()
+        error = (self.truth * self.weights).clamp(min=self.weights**2).sqrt()
         return ((self.mean_background - self.truth) / error).masked_fill(self.mask, torch.nan)
 
 

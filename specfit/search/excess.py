@@ -71,5 +71,5 @@ def global_p_of_largest(chain: Chain, rows: Rows, *, seed: tuple[int, ...], samp
     # Directions on the log of everything expected; known peaks are free.
     free = peaks * (FREE * rows.data.sum(-1))[:, None, None]
     basis = torch.cat([background[..., None] * rows.model.basis, free], -1) / rate[..., None]
-    vectors = significance_vectors(rate, basis, chain.hypotheses.templates, chain.weight(rate))
+    vectors = significance_vectors(rate, basis, chain.exposed(chain.hypotheses.templates), chain.weight(rate))
     return global_p_value_of_maximum(rows.local_z, vectors, rng=independent_rng(seed), samples=samples)

@@ -103,7 +103,7 @@ def inject(
     background = expected_background(fit, truth)
     chain = injection_chain(fitter, fit, background, mass=mass, width=width, mask=mask)
     running = Running(seed=seed, workers=workers, scheduler=scheduler, store=store, progress=progress)
-    unit = float(fit.spectrum.content_per_event)
+    unit = float(fit.weights.unit)
     return inject_into(chain, background, unit=unit, strength=strength, n_toys=n_toys, running=running)
 
 
@@ -124,7 +124,7 @@ def expected_background(fit: BackgroundFit, truth: ArrayLike | None) -> Tensor:
         )
     if not expected.isfinite().all() or (expected < 0).any() or expected.sum() <= 0:
         raise InputError("truth: finite expected events, not negative and not all 0, are expected")
-    return expected / fit.spectrum.content_per_event
+    return expected / fit.weights.of_bins
 
 
 def injection_chain(
@@ -151,7 +151,10 @@ def injection_chain(
     """
     edges = fit.spectrum.edges
     seen = ~left_out_bins(fit.spectrum, mask)[0]
-    masses = _spread_masses(edges, background, seen, width) if mass is None else as_float64(mass, "mass").flatten()
+    if mass is None:
+        masses = _spread_masses(edges, background, seen, width, fit.weights.exposure)
+    else:
+        masses = as_float64(mass, "mass").flatten()
     signals = gaussian_hypotheses(edges, width=width, mass=masses)
     hidden = signals.share_seen(seen) <= LEAST_SEEN
     if hidden.any():
@@ -174,7 +177,7 @@ def inject_into(
     Args:
         chain: From `injection_chain`.
         background: Expected events, shape `(n_bins,)`.
-        unit: Content that one event stands for.
+        unit: Content that one event stands for, on average.
         strength: As for `inject`.
         n_toys: Pseudo-experiments for each signal and strength.
         running: How they are run.
@@ -184,12 +187,12 @@ def inject_into(
         raise InputError(f"strength: finite numbers from 0 upwards are expected, {strengths.tolist()} came")
     if n_toys < 2:
         raise InputError(f"n_toys: at least 2 are expected, {n_toys} came; a spread needs two, a test a hundred")
-    sigma0 = known_background_error(chain.hypotheses.templates, background, ~chain.mask)
+    sigma0 = known_background_error(chain.exposed(chain.hypotheses.templates), background, ~chain.mask)
     job = Injected(chain, background, strengths * sigma0[:, None])
     drawn = (running or Running()).values(job, n_toys, chunk_size=CHUNK)
     return InjectionResult(
         edges=chain.edges,
-        truth=background * unit,
+        truth=contents(chain, background, unit),
         mass=chain.hypotheses.mass,
         width=chain.hypotheses.width,
         strength=strengths,
@@ -199,11 +202,16 @@ def inject_into(
     )
 
 
+def contents(chain: Chain, events: Tensor, unit: float) -> Tensor:
+    """Returns what events `(*, n_bins)` make of a spectrum whose events stand for `unit` on average."""
+    return events * unit if chain.exposure is None else events * (unit / chain.exposure)
+
+
 def known_background_error(templates: Tensor, background: Tensor, seen: Tensor) -> Tensor:
     """Computes the error of yields on a known background.
 
     Args:
-        templates: Share of the events of each signal in each bin, shape `(h, n_bins)`.
+        templates: Events of each signal in each bin for a yield of 1, shape `(h, n_bins)`.
         background: Expected events, shape `(n_bins,)`.
         seen: False for bins that are left out, shape `(n_bins,)`.
 
@@ -233,7 +241,7 @@ class Injected:
         background = torch.poisson(self.background.expand(size, -1), generator=rng)
         signals, parts = self.chain.hypotheses, []
         for i, injected in enumerate(self.injected):
-            expected = injected[:, None] * signals.templates[i]  # (k, n_bins)
+            expected = injected[:, None] * self.chain.exposed(signals.templates[i])  # (k, n_bins)
             signal = torch.poisson(expected.expand(size, -1, -1), generator=rng)
             counts = (background[:, None] + signal).flatten(0, 1)
             parts.append(dataclasses.replace(self.chain, hypotheses=signals[i : i + 1])(counts))
@@ -251,13 +259,15 @@ class Injected:
         }
 
 
-def _spread_masses(edges: Tensor, background: Tensor, seen: Tensor, width: Width) -> Tensor:
+def _spread_masses(edges: Tensor, background: Tensor, seen: Tensor, width: Width, exposure: Tensor | None) -> Tensor:
     """Spreads masses over the bins, as far as there is a background to test a signal on."""
     place = torch.linspace(FROM, TO, CANDIDATES, dtype=edges.dtype)
     candidates = edges.quantile(place)
     signals = gaussian_hypotheses(edges, width=width, mass=candidates)
-    variance = known_background_error(signals.templates, background, seen).square()
-    usable = (variance >= LEAST_BACKGROUND) & (signals.share_seen(seen) > LEAST_SEEN)
+    templates = signals.templates if exposure is None else signals.templates * exposure
+    of_event = templates.sum(-1) / signals.templates.sum(-1).clamp(min=TINY)  # that a yield of 1 makes there
+    events = (of_event * known_background_error(templates, background, seen)).square()
+    usable = (events >= LEAST_BACKGROUND) & (signals.share_seen(seen) > LEAST_SEEN)
     usable = usable.view(-1, CANDIDATES).all(0)
     if not usable.any():
         raise InputError(

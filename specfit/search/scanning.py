@@ -100,7 +100,7 @@ def scan(
     n_toys = whole("n_toys", n_toys, 0)
     fitter, fit = fitted(spectrum, edges, checkpoint=checkpoint, mask=mask, instead="`scan_many` takes them all")
     chain = make_chain(fitter, fit, width=width, mass=mass, hypotheses=hypotheses, known=known, left_out=mask)
-    rows = chain.rows((fit.spectrum.counts / fit.spectrum.content_per_event)[None])
+    rows = chain.rows((fit.spectrum.counts / fit.weights.of_bins)[None])
     toys = None
     if n_toys:
         running = Running(seed=seed, workers=workers, scheduler=scheduler, store=store, progress=progress)
@@ -185,7 +185,7 @@ def make_chain(
     seen &= ~_alike(signals.templates * ~out, peaks * ~out)
     if not seen.any():
         raise InputError("known: every signal that was to be looked for is one of these peaks; leave it out of them")
-    return Chain(fitter, edges, signals[seen], peaks, out)
+    return Chain(fitter, edges, signals[seen], peaks, out, fit.weights.exposure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +241,7 @@ def _result(
     n_toys: int,
 ) -> ScanResult:
     """Puts together what was found, in the unit of the contents."""
-    unit, weight, best = fit.spectrum.content_per_event, chain.weight(rows.data), int(rows.local_z.argmax())
+    unit, weight, best = fit.weights.unit, chain.weight(rows.data), int(rows.local_z.argmax())
     low, high = interval(rows, weight)
     limits = upper_limits(rows, weight, level=level)
     return ScanResult(
@@ -260,8 +260,8 @@ def _result(
         global_p_by=global_p.by,
         global_p_interval=global_p.interval,
         n_toys=n_toys,
-        background=rows.fit.background[best] * unit,
-        signal=(rows.columns[best, 0] * rows.fit.yields[best, :1]) * unit,
+        background=rows.fit.background[best] * fit.weights.of_bins,
+        signal=rows.columns[best, 0] * rows.fit.yields[best, :1] * fit.weights.of_bins,
         known=_known_peaks(rows, best, known, float(unit)),
         mask=chain.mask,
         converged=bool(fit.converged),
@@ -296,9 +296,9 @@ def _global_p_values(chain: Chain, rows: Rows, toys: Tensor | None, *, seed: int
 def _without_signal(chain: Chain, fit: BackgroundFit, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Returns background, factor of its covariance and known peaks, as fitted without the tested signal, events."""
     if rows.columns.shape[1] == 1:
-        unit = fit.spectrum.content_per_event
-        background = (fit.background / unit).clamp(min=0.0)
-        return background, fit.factor / unit, torch.zeros_like(background)
+        weights = fit.weights.of_bins
+        background = (fit.background / weights).clamp(min=0.0)
+        return background, fit.factor / weights[:, None], torch.zeros_like(background)
     best = int(rows.local_z.argmax())
     background = rows.without.background[best]
     log_rate, basis = background.clamp(min=TINY).log()[None], rows.model.basis[best, None]

@@ -26,7 +26,7 @@ from specfit.search.alternatives import LEAST_P, best_alternative
 from specfit.search.chain import Chain
 from specfit.search.criteria import ToyStudy, criteria_of_data, criteria_of_toys
 from specfit.search.excess import largest_excess
-from specfit.search.injection import CHUNK, expected_background, inject_into, injection_chain
+from specfit.search.injection import CHUNK, contents, expected_background, inject_into, injection_chain
 from specfit.search.pseudo_experiments import Report, Running
 from specfit.search.scanning import fitted, make_chain
 from specfit.search.sheet import ValidationSheet
@@ -83,7 +83,7 @@ def validate(
     if n_toys < FEWEST_TOYS:
         raise InputError(f"n_toys: at least {FEWEST_TOYS} are expected, {n_toys} came; 100 are usual")
     fitter, fit = fitted(spectrum, edges, checkpoint=checkpoint, mask=mask)
-    unit = float(fit.spectrum.content_per_event)
+    unit = float(fit.weights.unit)
     scan = make_chain(fitter, fit, width=width, left_out=mask)
     backgrounds, alternative = _backgrounds(fit, truth, scan.mask)
     # One choice of signals, so that the backgrounds can be compared.
@@ -93,7 +93,7 @@ def validate(
         _study(name, background, scan, signals, unit=unit, n_toys=n_toys, running=running.inside(f"background_{i}"))
         for i, (name, background) in enumerate(backgrounds.items())
     ]
-    largest = largest_excess(scan, (fit.spectrum.counts / unit)[None])
+    largest = largest_excess(scan, (fit.spectrum.counts / fit.weights.of_bins)[None])
     global_p = float(largest.global_p)
     criteria = criteria_of_data(fit, float(largest.local_z), global_p, studies[0], alternative)
     for study in studies:
@@ -118,7 +118,12 @@ class BackgroundToys:
     def __call__(self, size: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Draws, fits and searches; p-values of fit and search `(size,)`, fitted backgrounds `(size, n_bins)`."""
         counts = torch.poisson(self.background.expand(size, -1), generator=rng)
-        fit = self.chain.fitter.fit(Spectrum(counts, self.chain.edges), mask=self.chain.mask)
+        exposure = self.chain.exposure
+        if exposure is None:
+            spectra = Spectrum(counts, self.chain.edges)
+        else:  # in events of average weight
+            spectra = Spectrum(counts / exposure, self.chain.edges, variances=counts / exposure.square())
+        fit = self.chain.fitter.fit(spectra, mask=self.chain.mask)
         found = largest_excess(self.chain, counts)
         return {
             "p_value": fit.p_value,
@@ -144,12 +149,12 @@ def _study(
     injected = inject_into(signals, background, unit=unit, n_toys=n_toys, running=running.inside("with_signals"))
     return ToyStudy(
         name=name,
-        truth=background * unit,
+        truth=contents(scan, background, unit),
         injection=injected,
         p_values=toys["p_value"],
         global_p=toys["global_p"],
         mean_background=toys["background"].mean(0) * unit,
-        unit=unit,
+        weights=contents(scan, torch.ones_like(background), unit),
         mask=scan.mask,
     )
 
@@ -158,9 +163,11 @@ def _backgrounds(fit: BackgroundFit, truth: ArrayLike | None, mask: Tensor) -> t
     """Returns the backgrounds to draw from, in events, and what the alternative is or why there is none."""
     own = "fitted background" if truth is None else "given background"
     backgrounds = {own: expected_background(fit, truth).clamp(min=0.0)}
-    events = fit.spectrum.counts / fit.spectrum.content_per_event
+    weights = fit.weights
     # What the fit took for signal belongs to no background.
-    best = best_alternative(events, fit.spectrum.edges, ~(mask | fit.mask))
+    best = best_alternative(
+        fit.spectrum.counts / weights.of_bins, fit.spectrum.edges, ~(mask | fit.mask), exposure=weights.exposure
+    )
     if best.p_value > LEAST_P:
         backgrounds[best.name] = best.background
         return backgrounds, f"{best.name}, p = {best.p_value:.2g}"

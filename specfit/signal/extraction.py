@@ -79,6 +79,7 @@ def extract(
     spectrum: Tensor,
     edges: Tensor,
     mask: Tensor,
+    exposure: Tensor | None = None,
     trusting: bool = False,
 ) -> Rows:
     """Takes a signal out of every row.
@@ -86,19 +87,27 @@ def extract(
     Args:
         net: Says what is plausible.
         counts: Events, shape `(m, n_bins)`, float64; a guess of the background where masked.
-        columns: Templates of each row, first the tested one, then peaks fitted beside it, the same in all rows of a
-            spectrum, shape `(r, 1 + q, n_bins)`.
+        columns: Events for a yield of 1 of each row, first of the tested signal, then of peaks fitted beside it, the
+            same in all rows of a spectrum, shape `(r, 1 + q, n_bins)`.
         spectrum: Which counts each row is about, shape `(r,)`.
         edges: Bin edges, shape `(n_bins + 1,)`.
         mask: True for bins that weigh nothing, shape `(m, n_bins)`.
+        exposure: How many events a bin holds for each one of a smooth background, same shape; None for 1.
         trusting: Whether the net is believed where it may hold the signal for background (leaves out 3).
     """
-    first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask)
+    first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask, exposure=exposure)
     return _finished(net, first, edges, mask[spectrum], trusting=trusting)
 
 
 def extract_largest(
-    net: CalibratedNet, counts: Tensor, columns: Tensor, *, spectrum: Tensor, edges: Tensor, mask: Tensor
+    net: CalibratedNet,
+    counts: Tensor,
+    columns: Tensor,
+    *,
+    spectrum: Tensor,
+    edges: Tensor,
+    mask: Tensor,
+    exposure: Tensor | None = None,
 ) -> tuple[Rows, Tensor]:
     """Takes the most significant signal out of every spectrum, several times faster than all of them.
 
@@ -111,11 +120,12 @@ def extract_largest(
         spectrum: Which counts each row is about; each has at least one row.
         edges: Bin edges.
         mask: True for bins that weigh nothing.
+        exposure: Of the bins.
 
     Returns:
         One row for each spectrum, and which of the rows that came it is, shape `(m,)`.
     """
-    first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask)
+    first = _first(net, counts, columns, spectrum=spectrum, edges=edges, mask=mask, exposure=exposure)
     nothing = torch.ones_like(first.widening)
     first = _calibrated(net, first, edges, mask[spectrum], explained=(nothing, nothing, nothing), undescribed=nothing)
     z = _significances(first)
@@ -139,37 +149,56 @@ def _largest_of_each(z: Tensor, spectrum: Tensor, size: int) -> Tensor:
     return z.new_full((size,), -torch.inf).scatter_reduce(0, spectrum, z, "amax")
 
 
-def _plausible(net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor) -> LocalModel:
+def _plausible(
+    net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor, exposure: Tensor | None
+) -> LocalModel:
     """Asks the net what is plausible around counts `(m, n_bins)`, which hold a guess of the background where masked."""
-    pieces = zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)), strict=True)
-    parts = [net.local_model(n, edges=edges, mask=k) for n, k in pieces]
+    pieces = list(zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)), strict=True))
+    exposures = [None] * len(pieces) if exposure is None else torch.split(exposure, SPECTRA_AT_A_TIME)
+    parts = [net.local_model(n, edges=edges, mask=k, exposure=e) for (n, k), e in zip(pieces, exposures, strict=True)]
     return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
 
 def _first(
-    net: CalibratedNet, counts: Tensor, columns: Tensor, *, spectrum: Tensor, edges: Tensor, mask: Tensor
+    net: CalibratedNet,
+    counts: Tensor,
+    columns: Tensor,
+    *,
+    spectrum: Tensor,
+    edges: Tensor,
+    mask: Tensor,
+    exposure: Tensor | None,
 ) -> Rows:
     """Fits every row around what is plausible of the data as they are, but for known peaks."""
-    once = _plausible(net, counts, edges=edges, mask=mask)
+    once = _plausible(net, counts, edges=edges, mask=mask, exposure=exposure)
     each = torch.full_like(counts[:, 0], len(spectrum), dtype=torch.int64)
     number = torch.arange(len(spectrum), device=counts.device)
     peaks = columns[each.scatter_reduce(0, spectrum, number, "amin"), 1:]
     if peaks.shape[1]:  # nor does the net see the known peaks
-        of_peaks = _fitted(counts, peaks, once, mask=mask)
+        of_peaks = _fitted(counts, peaks, once, mask=mask, exposure=exposure)
         alone = _without_signals_for_the_net(net, of_peaks, edges, mask, seen=slice(None))
         once, without = alone.model, alone.fit
     else:
         without = _alone(counts, peaks, once, mask)
     # What is there without the tested signal is the same in all rows of a spectrum.
     model, without = LocalModel(*(t[spectrum] for t in once)), JointFit(*(t[spectrum] for t in without))
-    return _fitted(counts[spectrum], columns, model, without, mask=mask[spectrum])
+    of_rows = None if exposure is None else exposure[spectrum]
+    return _fitted(counts[spectrum], columns, model, without, mask=mask[spectrum], exposure=of_rows)
 
 
 def _alone(data: Tensor, peaks: Tensor, model: LocalModel, mask: Tensor) -> JointFit:
     return fit_jointly(data, model.log_mean, model.basis, peaks, weight=(~mask).to(data))
 
 
-def _fitted(data: Tensor, columns: Tensor, model: LocalModel, without: JointFit | None = None, *, mask: Tensor) -> Rows:
+def _fitted(
+    data: Tensor,
+    columns: Tensor,
+    model: LocalModel,
+    without: JointFit | None = None,
+    *,
+    mask: Tensor,
+    exposure: Tensor | None,
+) -> Rows:
     """Fits with and without the tested signal around a local model."""
     weight = (~mask).to(data)
     if without is None:
@@ -177,7 +206,8 @@ def _fitted(data: Tensor, columns: Tensor, model: LocalModel, without: JointFit 
     start = without._replace(yields=torch.cat([torch.zeros_like(without.nll)[:, None], without.yields], 1))
     fit = fit_jointly(data, model.log_mean, model.basis, columns, weight=weight, start=start)
     none = torch.ones_like(fit.nll)
-    return Rows(data, columns, model, fit, without, none, none, none, none, data.new_zeros(len(data), 0))
+    factors = none, none, none, none, data.new_zeros(len(data), 0)
+    return Rows(data, columns, exposure, model, fit, without, *factors)
 
 
 def _finished(net: CalibratedNet, first: Rows, edges: Tensor, mask: Tensor, *, trusting: bool = False) -> Rows:
@@ -202,11 +232,10 @@ def _calibrated(
     """Widens the errors by what another background explains, what nothing describes, and what simulation taught."""
     weight = (~mask).to(rows.data)
     features = yield_features(
-        rows.columns[:, 0],
-        rows.fit.background,
-        rate=rows.rate,
+        *(rows.over_exposure(t) for t in (rows.columns[:, 0], rows.fit.background)),
+        rate=rows.over_exposure(rows.rate),
         edges=edges,
-        weight=weight,
+        weight=weight if rows.exposure is None else weight * rows.exposure,
         variance=rows.fit.covariance[:, 0, 0],
     )
     undescribed = torch.maximum(undescribed, misfit(rows.fit, rows.model, weight))
@@ -226,7 +255,8 @@ def _without_windows_for_the_net(net: CalibratedNet, rows: Rows, edges: Tensor, 
     template, variance = rows.columns[:, 0], rows.fit.covariance[:, 0, 0]
     of_known = ((~mask) * template.square() / rows.rate.clamp(min=TINY)).sum(-1)
     confusable = 1 - 1 / (of_known * variance) > CONFUSABLE
-    hidden = mask | (template > OUTSIDE * template.amax(-1, keepdim=True))
+    shape = rows.over_exposure(template)
+    hidden = mask | (shape > OUTSIDE * shape.amax(-1, keepdim=True))
     asked = (confusable & room_to_mask(hidden, mask)[:, 0]).nonzero()[:, 0]
     if len(asked) > 0:
         new = _asked_again(net, rows.of(asked), edges, mask[asked], hidden[asked])
@@ -264,7 +294,8 @@ def _asked_again(net: CalibratedNet, rows: Rows, edges: Tensor, mask: Tensor, hi
     background, signal = rows.fit.background, combined(rows.fit.yields, rows.columns.mT)
     share = background / (background + signal).clamp(min=TINY)
     cleaned = torch.where(hidden, background, rows.data * share.clamp(max=LARGEST_SHARE))
-    new = _fitted(rows.data, rows.columns, _plausible(net, cleaned, edges=edges, mask=hidden), mask=mask)
+    model = _plausible(net, cleaned, edges=edges, mask=hidden, exposure=rows.exposure)
+    new = _fitted(rows.data, rows.columns, model, mask=mask, exposure=rows.exposure)
     return rows._replace(model=new.model, fit=new.fit, without=new.without)
 
 

@@ -21,7 +21,9 @@ class Rows(NamedTuple):
     data: Tensor
     """Events, shape `(r, n_bins)`."""
     columns: Tensor
-    """Templates, the tested one first, then the known peaks, shape `(r, 1 + q, n_bins)`."""
+    """Events for yields of 1, of the tested signal first, then of the known peaks, shape `(r, 1 + q, n_bins)`."""
+    exposure: Tensor | None
+    """How many events a bin holds for each one of a smooth background, shape `(r, n_bins)`; None for 1."""
     model: LocalModel
     """What the net holds for plausible without the signal."""
     fit: JointFit
@@ -71,8 +73,16 @@ class Rows(NamedTuple):
         """Takes some, by indices `(r,)`."""
         model = LocalModel(*(t[chosen] for t in self.model))
         fit, without = (JointFit(*(t[chosen] for t in one)) for one in (self.fit, self.without))
-        data, columns, *others = (t[chosen] for t in (self.data, self.columns, *self[5:]))
-        return Rows(data, columns, model, fit, without, *others)
+        data, columns, *others = (t[chosen] for t in (self.data, self.columns, *self._factors))
+        return Rows(data, columns, self.exposure_of(chosen), model, fit, without, *others)
+
+    def exposure_of(self, chosen: Tensor) -> Tensor | None:
+        """Takes the exposures of some, by indices `(r,)`."""
+        return None if self.exposure is None else self.exposure[chosen]
+
+    def over_exposure(self, events: Tensor) -> Tensor:
+        """Returns how many events `(r, n_bins)` would be in bins of exposure 1."""
+        return events if self.exposure is None else events / self.exposure
 
     def write(self, which: Tensor, others: Rows) -> None:
         """Puts what was found for others in the place of some, by indices `(r,)`; data and columns are the same."""
@@ -81,4 +91,8 @@ class Rows(NamedTuple):
 
     @property
     def _found(self) -> tuple[Tensor, ...]:
-        return *self.model, *self.fit, *self.without, *self[5:]
+        return *self.model, *self.fit, *self.without, *self._factors
+
+    @property
+    def _factors(self) -> tuple[Tensor, ...]:
+        return self.widening, self.weakening, self.imitation, self.misfit, self.features

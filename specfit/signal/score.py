@@ -44,7 +44,7 @@ def score_test(
         log_rate: Log of an estimated background, one that `model` can describe, shape `(m, n_bins)`; near its mode.
         model: What the net holds for plausible.
         hypotheses: Signals.
-        weight: 0 for masked bins, 1 for others, shape `(m, n_bins)`.
+        weight: 0 for masked bins, 1 for others, or how many events one of `counts` stands for, shape `(m, n_bins)`.
 
     Returns:
         Signed significance, shape `(m, h)`; 0 where more than half of the signal is masked.
@@ -66,7 +66,7 @@ def score_test(
     seen = weight @ templates.T
     ratio = ((information * counts) @ templates.T) / seen
     z = score / deviation * _of_likelihood(ratio, seen.square() / alone)
-    return torch.where(_tried(seen, templates), z, 0.0)
+    return torch.where(_tried(weight, templates), z, 0.0)
 
 
 def path_length(log_rate: Tensor, model: LocalModel, hypotheses: SignalHypotheses, *, weight: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def path_length(log_rate: Tensor, model: LocalModel, hypotheses: SignalHypothese
         log_rate: As for `score_test`, like `model` and `weight`.
         model: What the net holds for plausible.
         hypotheses: Signals; neighbours in the list are neighbours in mass, but where the width changes.
-        weight: 0 for masked bins.
+        weight: As for `score_test`.
     """
     templates, rate = hypotheses.templates.to(log_rate), log_rate.exp()
     information, (_, whitened) = weight / rate, _whitened(rate, model, weight)
@@ -85,7 +85,7 @@ def path_length(log_rate: Tensor, model: LocalModel, hypotheses: SignalHypothese
     covariance = information @ (templates[1:] * templates[:-1]).T - (imitated[..., 1:] * imitated[..., :-1]).sum(1)
     angle = (covariance / (deviation[:, 1:] * deviation[:, :-1])).clamp(-1.0, 1.0).arccos()
     neighbours = (hypotheses.mass[1:] > hypotheses.mass[:-1]).to(information.device)
-    tried = _tried(weight @ templates.T, templates)
+    tried = _tried(weight, templates)
     return torch.where(tried[:, 1:] & tried[:, :-1] & neighbours, angle, 0.0).sum(-1)
 
 
@@ -104,8 +104,8 @@ def _deviation(alone: Tensor, imitated: Tensor) -> Tensor:
     return (alone - imitated.square().sum(1)).clamp(min=1e-300).sqrt()
 
 
-def _tried(seen: Tensor, templates: Tensor) -> Tensor:
-    return seen > LEAST_SEEN * templates.sum(-1)
+def _tried(weight: Tensor, templates: Tensor) -> Tensor:
+    return (weight > 0).to(weight) @ templates.T > LEAST_SEEN * templates.sum(-1)
 
 
 def _of_likelihood(ratio: Tensor, events: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def yield_features(
         background: Fitted beside the signal, events, same shape.
         rate: All that is expected, signals included, same shape.
         edges: Bin edges, shape `(n_bins + 1,)`.
-        weight: 0 for masked bins, 1 for others, shape `(r, n_bins)`.
+        weight: 0 for masked bins, 1 for others, or how many events one of these stands for, shape `(r, n_bins)`.
         variance: Of the yield, from the joint fit, shape `(r,)`.
     """
     n_bins = template.shape[1]

@@ -39,7 +39,13 @@ TRUST_IN_TURN_ON = 6.0
 
 @torch.no_grad()
 def with_functional_form(
-    described: Described, n_learned: int, data: Tensor, edges: Tensor, *, mask: Tensor
+    described: Described,
+    n_learned: int,
+    data: Tensor,
+    edges: Tensor,
+    *,
+    mask: Tensor,
+    exposure: Tensor | None = None,
 ) -> tuple[LocalModel, Tensor]:
     """Puts a function in the place of the mean that a net holds for plausible, where that is as good.
 
@@ -49,13 +55,33 @@ def with_functional_form(
         data: Observed events, shape `(m, n_bins)`, float64.
         edges: Bin edges, shape `(m, n_bins + 1)`.
         mask: True for bins that weigh nothing, shape `(m, n_bins)`.
+        exposure: How many events a bin holds for each one of a smooth background, same shape; None for 1.
 
     Returns:
         The local model and the estimated log rate, `(m, n_bins)`. Where a function was chosen, the model is at least as
         wide as the one whose mode the estimate is.
     """
+    if exposure is not None:
+        return _per_exposure(described, n_learned, data, edges, mask, exposure)
+    return _of_densities(described, n_learned, data, edges, (~mask).to(data))
+
+
+def _per_exposure(
+    described: Described, n_learned: int, data: Tensor, edges: Tensor, mask: Tensor, exposure: Tensor
+) -> tuple[LocalModel, Tensor]:
+    """Fits functions, which are densities, to data over their exposures, each of which stands for so many events."""
+    log_exposure, (model, log_rate, description) = exposure.log(), described
+    smooth = model._replace(log_mean=model.log_mean - log_exposure)
+    described = Described(smooth, log_rate - log_exposure, description)
+    model, log_rate = _of_densities(described, n_learned, data / exposure, edges, exposure.masked_fill(mask, 0.0))
+    return model._replace(log_mean=model.log_mean + log_exposure), log_rate + log_exposure
+
+
+def _of_densities(
+    described: Described, n_learned: int, data: Tensor, edges: Tensor, seen: Tensor
+) -> tuple[LocalModel, Tensor]:
+    """Does what `with_functional_form` promises; `seen` is how many events one of the data stands for, 0 if masked."""
     model, log_rate, description = described
-    seen = (~mask).to(data)
     possible = (description.p_value > DISAGREEING) & (description.n_parameters > FEWEST_OF_NET)
     possible &= (description.n_seen >= FEWEST_BINS) & (edges[:, 0] >= 0)
     rows = possible.nonzero()[:, 0]
@@ -125,7 +151,7 @@ def _share_of_deviations(
         own: Its derivatives, shape `(m, n_bins, k)`.
         learned: Directions of the net, shape `(m, n_bins, n)`.
         data: Observed events.
-        seen: 0 for masked bins, 1 for others.
+        seen: 0 for masked bins, else how many events one of the data stands for.
         trust: Added to the log evidence of none, shape `(m,)`.
     """
     information = seen * log_rate.exp()

@@ -127,7 +127,7 @@ def _settle(search: _Search, position: Tensor, used: Tensor, going: Tensor, foun
         step = _solved(basis, some.seen * rate, some.seen * (some.data - rate), less=now)
         moved = _along(basis, step)
         moves = moves & ((moved.square() * some.seen * rate).amax(-1) > SETTLED**2)
-        damping = (LONGEST_STEP / (moved * some.seen).abs().amax(-1).clamp(min=LONGEST_STEP)) * moves
+        damping = (LONGEST_STEP / (moved * (some.seen > 0)).abs().amax(-1).clamp(min=LONGEST_STEP)) * moves
         position[rows] = now + damping[..., None] * step
         going[rows] = moves
 

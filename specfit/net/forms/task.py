@@ -17,7 +17,7 @@ class Task(NamedTuple):
     data: Tensor
     """Observed events, same shape, float64."""
     seen: Tensor
-    """0 for masked bins, 1 for others, same shape."""
+    """0 for masked bins, 1 for others, or how many events one of the data stands for, same shape."""
     allowed: Tensor
     """By how much the deviance may be larger than the net's, shape `(m,)`."""
 
