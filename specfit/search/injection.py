@@ -34,8 +34,9 @@ from specfit.inference import SpectrumFitter
 from specfit.masks import left_out_bins
 from specfit.search.chain import Chain
 from specfit.search.injection_result import InjectionResult
+from specfit.search.known import LEAST_SEEN
 from specfit.search.pseudo_experiments import Report, Running
-from specfit.search.scanning import LEAST_SEEN, fitted, make_chain
+from specfit.search.scanning import fitted, make_chain
 from specfit.search.toys.chunks import digest
 from specfit.signal.hypotheses import Width, gaussian_hypotheses
 

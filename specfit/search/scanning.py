@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from specfit.arrays import ArrayLike, as_float64
+from specfit.arrays import ArrayLike
 from specfit.background_fit import BackgroundFit, draw_backgrounds
 from specfit.errors import InputError
 from specfit.inference import SpectrumFitter
@@ -20,9 +20,10 @@ from specfit.masks import left_out_bins
 from specfit.net.posterior import gaussian_prediction
 from specfit.search.chain import Chain
 from specfit.search.excess import global_p_of_largest
+from specfit.search.known import LEAST_SEEN, fitted_peaks, is_known, peak_templates
 from specfit.search.limits import interval, upper_limits
 from specfit.search.pseudo_experiments import Report, Running, whole
-from specfit.search.result import KnownPeak, ScanResult
+from specfit.search.result import ScanResult
 from specfit.search.toys.chunks import digest
 from specfit.search.toys.p_values import global_p_value
 from specfit.signal.hypotheses import SignalHypotheses, Width, gaussian_hypotheses
@@ -34,10 +35,8 @@ from specfit.signal.rows import Rows
 LEVEL, UPCROSSINGS_AT = 0.95, 0.5
 # From so many pseudo-experiments as extreme as the data on, counting them is better than any formula.
 ENOUGH_TO_COUNT = 10
-# A hypothesis of which less is left beside what is masked is not tried.
-LEAST_SEEN = 0.3
-# Nor is one whose shape agrees with that of a known peak so far (cosine of the angle between them).
-INDISTINGUISHABLE = 0.98
+# A significance above this is explained where the yield over its error is larger by more than one.
+REMARKABLE = 3.0
 # Pseudo-experiments that are drawn from one seed.
 CHUNK = 100
 
@@ -176,13 +175,8 @@ def make_chain(
     if not seen.any():
         covers = "mask: it covers" if fit.spectrum.gaps is None else "mask and gaps of the spectrum: they cover"
         raise InputError(f"{covers} every signal that was to be looked for; leave some bins")
-    peaks = _templates_of(known, edges, out)
-    for i, (one, (mass_of_one, deviation)) in enumerate(zip(peaks, known, strict=True)):
-        if _alike(one[None] * ~out, peaks[:i] * ~out).any():
-            raise InputError(
-                f"known: no data tell the peak ({mass_of_one:g}, {deviation:g}) from one before; name it once"
-            )
-    seen &= ~_alike(signals.templates * ~out, peaks * ~out)
+    peaks = peak_templates(known, edges, out)
+    seen &= ~is_known(signals.templates, peaks, out)
     if not seen.any():
         raise InputError("known: every signal that was to be looked for is one of these peaks; leave it out of them")
     return Chain(fitter, edges, signals[seen], peaks, out, fit.weights.exposure)
@@ -262,21 +256,28 @@ def _result(
         n_toys=n_toys,
         background=rows.fit.background[best] * fit.weights.of_bins,
         signal=rows.columns[best, 0] * rows.fit.yields[best, :1] * fit.weights.of_bins,
-        known=_known_peaks(rows, best, known, float(unit)),
+        known=fitted_peaks(rows, best, known, float(unit)),
         mask=chain.mask,
         converged=bool(fit.converged),
-        message="; ".join([fit.message, *_describe_misfit(float(rows.misfit[best]))]),
+        message="; ".join([fit.message, *_describe(rows.of(torch.tensor([best])))]),
     )
 
 
-def _describe_misfit(factor: float) -> list[str]:
-    """Says if even background and signal do not describe the data."""
-    if factor == 1:
-        return []
-    return [
-        "background and the best signal together do not describe the data well: "
-        f"its error was made {factor:.3g} times as wide"
-    ]
+def _describe(best: Rows) -> list[str]:
+    """Says what has to be known of the best signal: a misfit, and a significance below its yield over its error."""
+    notes, factor, z = [], float(best.misfit), float(best.local_z)
+    if factor > 1:
+        notes.append(
+            "background and the best signal together do not describe the data well: "
+            f"its error was made {factor:.3g} times as wide"
+        )
+    ratio = float(best.fit.yields[0, 0] / best.error)
+    if z > REMARKABLE and ratio > z + 1:
+        notes.append(
+            f"the best signal is {ratio:.3g} times its error and {z:.3g} sigma: a background may imitate it, "
+            "and how far is itself uncertain"
+        )
+    return notes
 
 
 def _global_p_values(chain: Chain, rows: Rows, toys: Tensor | None, *, seed: int) -> _GlobalP:
@@ -304,43 +305,3 @@ def _without_signal(chain: Chain, fit: BackgroundFit, rows: Rows) -> tuple[Tenso
     log_rate, basis = background.clamp(min=TINY).log()[None], rows.model.basis[best, None]
     factor = gaussian_prediction(log_rate, basis, chain.weight(log_rate)).factor[0]
     return background, factor, rows.without.yields[best] @ rows.columns[best, 1:]
-
-
-def _templates_of(known: Sequence[tuple[float, float]], edges: Tensor, left_out: Tensor) -> Tensor:
-    if len(known) == 0:
-        return edges.new_zeros(0, len(edges) - 1)
-    peaks = as_float64(known, "known")
-    if peaks.ndim != 2 or peaks.shape[1] != 2:
-        raise InputError(f"known: peaks as (mass, standard deviation) are expected, {known} came")
-    masses, widths = peaks.unbind(-1)
-    fine = (masses >= edges[0]) & (masses <= edges[-1]) & (widths > 0) & widths.isfinite()
-    if not fine.all():
-        mass, deviation = peaks[~fine][0].tolist()
-        raise InputError(
-            f"known: peaks between {edges[0]:g} and {edges[-1]:g} with a positive standard deviation are expected, "
-            f"({mass:g}, {deviation:g}) came"
-        )
-    signals = gaussian_hypotheses(edges, width=lambda _: widths, mass=masses)
-    hidden = signals.share_seen(~left_out) <= LEAST_SEEN
-    if hidden.any():
-        mass, deviation = peaks[hidden][0].tolist()
-        raise InputError(
-            f"known: ({mass:g}, {deviation:g}) lies where mask or gaps leave bins out, nothing says how large it is; "
-            "leave it out, or fewer bins"
-        )
-    return signals.templates
-
-
-def _alike(templates: Tensor, peaks: Tensor) -> Tensor:
-    """Tells templates `(h, n_bins)` that nothing tells from a known peak `(q, n_bins)`, shape `(h,)`."""
-    shapes, others = (t / torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp(min=TINY) for t in (templates, peaks))
-    alike: Tensor = shapes @ others.T > INDISTINGUISHABLE
-    return alike.any(-1)
-
-
-def _known_peaks(rows: Rows, best: int, known: Sequence[tuple[float, float]], unit: float) -> tuple[KnownPeak, ...]:
-    yields, variances = rows.fit.yields[best, 1:], rows.fit.covariance[best].diagonal()[1:]
-    return tuple(
-        KnownPeak(mass, width, float(n) * unit, float(v.sqrt()) * unit, float(n / v.sqrt()))
-        for (mass, width), n, v in zip(known, yields, variances, strict=True)
-    )
