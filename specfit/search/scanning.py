@@ -269,7 +269,7 @@ def _describe(best: Rows) -> list[str]:
     if factor > 1:
         notes.append(
             "background and the best signal together do not describe the data well: "
-            f"its error was made {factor:.3g} times as wide"
+            f"its error was made {factor:.3g} times as wide; other widths may do (width, --width)"
         )
     ratio = float(best.fit.yields[0, 0] / best.error)
     if z > REMARKABLE and ratio > z + 1:
