@@ -6,14 +6,14 @@ one spectrum and `(n_spectra,)` for many. Everything is a float64 tensor; `numpy
 Conventions: masked bins (replaced or left out by a refit) enter neither the deviance nor its degrees of freedom. Nor do
 gaps of the spectrum and what the caller left out (to blind it, say), which also count in no total, have no significance
 and are not drawn: there the background is the interpolation.
-Weighted contents are treated as scaled Poisson counts, bin by bin: a content n with variance v counts as n^2 / v events
-(`specfit.weights`).
+Weighted contents are treated as scaled Poisson counts, each stretch of like weights with its own (`specfit.weights`).
 """
 
 from __future__ import annotations
 
 __all__ = ["BackgroundFit", "draw_backgrounds"]
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,10 +78,15 @@ class BackgroundFit:
         )
         return torch.where(self.shown, z, 0.0)
 
-    @property
+    @functools.cached_property
     def weights(self) -> Weights:
         """What an event stands for in each bin and on average, as far as the bins tell that were not left out."""
         return event_weights(self.spectrum, self.left_out)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether events stand for anything but 1, as far as the bins tell that were not left out."""
+        return bool((self.weights.of_bins != 1).any())
 
     @property
     def shown(self) -> Tensor:
@@ -193,7 +198,7 @@ class BackgroundFit:
         best = int(fit.significance.masked_fill(~shown, -torch.inf).argmax())
         return {
             "events": fit.events.item(),
-            "weighted": fit.spectrum.is_weighted,
+            "weighted": fit.is_weighted,
             "bins": int(shown.sum()),
             "gaps": fit.spectrum.gap_intervals,
             "background_total": fit.background[shown].sum().item(),

@@ -155,9 +155,9 @@ class SpectrumFitter:
         out = left_out if read.is_batch else left_out[0]
         weights = event_weights(read, out)
         # Plain counts are events already: nothing is scaled, and nothing back.
-        scale = weights.of_bins.view_as(counts) if read.is_weighted else None
+        scale = weights.of_bins.view_as(counts) if (weights.of_bins != 1).any() else None
         events = counts if scale is None else counts / scale
-        check_events(events)
+        check_events(events.masked_fill(left_out, 0.0))
         exposure = None if weights.exposure is None else weights.exposure.view_as(counts)
         split = [torch.split(t, _spectra_together(events, rule)) for t in (events, left_out)]
         exposures = [None] * len(split[0]) if exposure is None else torch.split(exposure, len(split[0][0]))

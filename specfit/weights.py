@@ -5,8 +5,13 @@ A content n with variance v counts like :math:`n_\mathrm{eff} = n^2 / v` events,
 such events; the exposure of a bin, the average weight over its own, says how many of them it holds for each one of
 average weight, and takes the part that a bin width has for plain counts.
 
-A bin of few events does not tell its weight: it takes that of the smallest neighbourhood with `ENOUGH` events. Bins in
-gaps, and those that are left out, tell nothing.
+The v / n of a single bin is no weight to fit with: where events of one bin weigh differently it rises and falls with
+the content, and a fit that believes upward fluctuations less is biased. So bins are taken together, in segments that
+end where weights step, as at the end of a simulated slice: where two levels of ln(v / n) describe the bins better than
+one does, by more than half the sum of its squared steps from bin to bin (what single bins of other weight make, never
+pays). Before that a straight line is taken off where it explains as much, for weights that fall with the mass. How
+large the weights of a segment are, all its contents and variances say together. Bins in gaps, and those that are left
+out, tell nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +20,19 @@ __all__ = ["Weights", "describe_weights", "event_weights"]
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from specfit.spectrum import Spectrum
 
-# Events that tell a weight, weights that are the same but for rounding, and those that are worth a word.
-ENOUGH, ALIKE, DIFFERENT = 10.0, 1e-4, 2.0
+# Weights that are the same but for rounding, and those that are worth a word.
+ALIKE, DIFFERENT = 1e-4, 2.0
+# Bins of the shortest segment, and the share of the squared steps that a split has to explain.
+SHORTEST, LEAST_EXPLAINED = 4, 0.5
+
+_Array = npt.NDArray[np.float64]
 
 
 class Weights(NamedTuple):
@@ -47,23 +58,25 @@ def event_weights(spectrum: Spectrum, left_out: Tensor | None = None) -> Weights
         left_out: True for bins that nothing may be learned from, shape `(*, n_bins)`.
 
     Example:
-        >>> weights = event_weights(Spectrum([40, 4, 0, 300], edges=range(5), variances=[80, 8, 0, 30]))
-        >>> weights.of_bins
-        tensor([2.0000, 2.0000, 0.1250, 0.1000], dtype=torch.float64)
+        >>> counts = torch.tensor([400, 300, 200, 100, 8000, 7000, 6000, 5000])
+        >>> weight = torch.tensor([2.0, 2.0, 2.0, 2.0, 0.1, 0.1, 0.1, 0.1])
+        >>> spectrum = Spectrum(counts * weight, edges=range(9), variances=counts * weight**2)
+        >>> event_weights(spectrum).of_bins
+        tensor([2.0000, 2.0000, 2.0000, 2.0000, 0.1000, 0.1000, 0.1000, 0.1000],
+               dtype=torch.float64)
     """
-    counts = spectrum.counts
-    if spectrum.variances is None or not spectrum.is_weighted:
-        return Weights(torch.ones_like(counts), torch.ones_like(counts[..., :1]))
+    counts, variances = spectrum.counts, spectrum.variances
     seen = spectrum.measured if left_out is None else spectrum.measured & ~left_out
-    content, variance = (torch.where(seen, t, 0.0) for t in (counts, spectrum.variances))
-    average = variance.sum(-1, keepdim=True) / content.sum(-1, keepdim=True)
-    unit = torch.where((average > 0) & average.isfinite(), average, 1.0)
-    tells = (content > 0) & (variance > 0)
-    own = _of_neighbourhoods(*(torch.where(tells, t, 0.0).view(-1, spectrum.n_bins) for t in (content, variance)))
-    own = own.view_as(counts)
-    own = torch.where(own > 0, own, unit)
-    alike = own.amax(-1, keepdim=True) <= (1 + ALIKE) * own.amin(-1, keepdim=True)
-    return Weights(torch.where(alike, unit, own), unit)
+    if variances is None or not _are_weights(spectrum, seen):
+        return Weights(torch.ones_like(counts), torch.ones_like(counts[..., :1]))
+    tells = seen & (counts > 0) & (variances > 0)
+    content, variance = (torch.where(tells, t, 0.0).view(-1, spectrum.n_bins).numpy() for t in (counts, variances))
+    of_bins = torch.from_numpy(np.stack(list(map(_of_row, content, variance)))).view_as(counts)
+    total = torch.where(tells, counts, 0.0).sum(-1, keepdim=True)
+    average = torch.where(tells, variances, 0.0).sum(-1, keepdim=True) / torch.where(total > 0, total, 1.0)
+    unit = torch.where(total > 0, average, 1.0)
+    alike = of_bins.amax(-1, keepdim=True) <= (1 + ALIKE) * of_bins.amin(-1, keepdim=True)
+    return Weights(torch.where(alike, unit, of_bins), unit)
 
 
 def describe_weights(spectrum: Spectrum, left_out: Tensor | None = None) -> list[str]:
@@ -77,7 +90,7 @@ def describe_weights(spectrum: Spectrum, left_out: Tensor | None = None) -> list
         >>> describe_weights(Spectrum([400, 40, 30], edges=[0, 1, 2, 3], variances=[40, 4, 3]))
         ['weighted contents, fitted as scaled Poisson counts']
     """
-    if not spectrum.is_weighted:
+    if not _are_weights(spectrum, spectrum.measured if left_out is None else spectrum.measured & ~left_out):
         return []
     weights = event_weights(spectrum, left_out).of_bins
     low, high = weights.amin(-1), weights.amax(-1)
@@ -90,24 +103,65 @@ def describe_weights(spectrum: Spectrum, left_out: Tensor | None = None) -> list
     ]
 
 
-def _of_neighbourhoods(content: Tensor, variance: Tensor) -> Tensor:
-    """Returns the weight around each bin of `(m, n_bins)`, same shape; 0 where nothing tells one."""
-    n_bins, found = content.shape[1], torch.zeros_like(content)
-    reach = 0
-    while True:
-        sums = [_summed(t, reach) for t in (content, variance)]
-        events = sums[0].square() / sums[1]  # NaN for nothing
-        weight = sums[1] / sums[0]
-        found = torch.where((found == 0) & (events >= ENOUGH), weight, found)
-        if reach >= n_bins or (found > 0).all():
-            # Where even all bins together hold fewer events, they are all there is.
-            return torch.where(found == 0, weight.nan_to_num(0.0), found)
-        reach = max(1, 2 * reach)
+def _are_weights(spectrum: Spectrum, seen: Tensor) -> bool:
+    """Tells whether variances were given that differ from the contents in bins that are seen."""
+    return spectrum.variances is not None and bool((seen & (spectrum.variances != spectrum.counts)).any())
 
 
-def _summed(values: Tensor, reach: int) -> Tensor:
-    """Sums over so many neighbours on either side: not by differences, in which small weights would drown."""
-    if reach == 0:
-        return values
-    padded = torch.nn.functional.pad(values[:, None], (reach, reach))
-    return torch.nn.functional.avg_pool1d(padded, 2 * reach + 1, stride=1)[:, 0] * (2 * reach + 1)
+def _of_row(content: _Array, variance: _Array) -> _Array:
+    """Returns the weights of one spectrum, shape `(n_bins,)`; bins without content tell nothing."""
+    tells = np.flatnonzero(content > 0)
+    if len(tells) == 0:
+        return np.ones_like(content)
+    index, y = np.arange(len(content)), np.log(variance[tells] / content[tells])
+    slope = _slope(tells, y)
+    ways = []
+    for tried in {0.0, slope}:
+        line = tried * (tells - tells.mean())
+        parts = _segments(y - line)
+        rest = sum(np.square(part - part.mean()).sum() for part in np.split(y - line, parts))
+        ways.append((rest, len(parts), tried, parts))
+    _, _, slope, parts = min(ways, key=lambda way: way[:2])
+    weights, before = np.empty_like(content), None
+    for bins in np.split(tells, parts):
+        # Beyond the last bin that tells something a line says nothing.
+        shape = np.exp(slope * (np.clip(index, bins[0], bins[-1]) - bins.mean()))
+        own = shape * (variance[bins] / shape[bins]).sum() / content[bins].sum()
+        first = 0 if before is None else bins[0]
+        weights[first:] = own[first:]
+        if before is not None:
+            # An empty bin between belongs to the segment of heavier events: in the other it would not be empty.
+            between = slice(before[0], bins[0])
+            weights[between] = np.maximum(before[1][between], own[between])
+        before = bins[-1] + 1, own
+    return weights
+
+
+def _slope(x: npt.NDArray[np.int64], y: _Array) -> float:
+    """Returns the slope of a straight line where it explains enough, else 0."""
+    if len(y) < 2 * SHORTEST:
+        return 0.0
+    away = x - x.mean()
+    slope = float(away @ y / (away @ away))
+    return slope if slope * (away @ y) > LEAST_EXPLAINED * _squared_steps(y) else 0.0
+
+
+def _segments(y: _Array) -> list[int]:
+    """Returns where segments begin, but for the first: bins are split in two as long as that explains enough."""
+    n = len(y)
+    if n < 2 * SHORTEST:
+        return []
+    at = np.arange(SHORTEST, n - SHORTEST + 1)
+    sums = np.cumsum(y - y.mean())[at - 1]
+    explained = np.square(sums) * n / (at * (n - at))
+    best = int(explained.argmax())
+    # Rounding explains nothing.
+    if explained[best] <= LEAST_EXPLAINED * _squared_steps(y) + n * ALIKE**2:
+        return []
+    begin = int(at[best])
+    return [*_segments(y[:begin]), begin, *(begin + later for later in _segments(y[begin:]))]
+
+
+def _squared_steps(y: _Array) -> float:
+    steps = np.diff(y)
+    return float(np.square(steps - steps.mean()).sum())

@@ -17,7 +17,7 @@ import specfit
 from specfit import Spectrum
 from specfit.functional import ExpPolynomial, functional_fit, functional_fit_many
 from specfit.net.dense import DenseNet
-from specfit.search import inject, scan
+from specfit.search import inject, scan, validate
 from specfit.weights import describe_weights, event_weights
 
 EDGES = torch.logspace(math.log10(250), math.log10(3000), 51).double()
@@ -54,20 +54,64 @@ def one(signal, rng):
 # Weights of bins
 
 
-def test_the_weight_of_a_bin_is_its_variance_over_its_content():
-    weights = event_weights(Spectrum([40, 600, 90], range(4), variances=[80, 60, 9]))
-    assert_close(weights.of_bins, torch.tensor([2, 0.1, 0.1]).double())
-    assert_close(weights.unit, torch.tensor([149 / 730]).double())
-    assert_close(weights.exposure * weights.of_bins, weights.unit.expand(3))
+def weighted(counts, weight):
+    counts, weight = torch.as_tensor(counts).double(), torch.as_tensor(weight).double()
+    return Spectrum(counts * weight, range(len(counts) + 1), variances=counts * weight**2)
 
 
-def test_a_bin_of_few_events_takes_the_weight_of_its_neighbourhood():
-    contents = torch.tensor([0, 0, 50, 60, 3, 0, 0.7, 70, 80, 0]).double()
-    weight = torch.tensor([2.0] * 5 + [0.1] * 5).double()
-    found = event_weights(Spectrum(contents, range(11), variances=contents * weight)).of_bins
-    assert_close(found[:4], weight[:4])
-    assert_close(found[7:], weight[7:])
-    assert ((found > 0.09) & (found < 2.1)).all()
+def test_weights_step_where_they_do():
+    counts = torch.tensor([40, 30, 25, 11, 600, 500, 380, 400, 350, 300, 20, 30, 10, 5])
+    weight = torch.tensor([2.0] * 4 + [0.1] * 6 + [0.02] * 4).double()
+    weights = event_weights(weighted(counts, weight))
+    assert_close(weights.of_bins, weight, rtol=1e-12, atol=0)
+    unit = (counts * weight**2).sum() / (counts * weight).sum()
+    assert_close(weights.unit, unit[None])
+    assert_close(weights.exposure, unit / weight, rtol=1e-12, atol=0)
+
+
+def test_weights_that_fall_with_the_mass_are_a_line_of_their_logarithm(rng):
+    weight = X**-5.0
+    assert_close(
+        event_weights(weighted(torch.poisson(TRUTH, generator=rng), weight)).of_bins, weight, rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("empty", [[3], [6], [5, 6], [0, 1], [14, 15]])
+def test_an_empty_bin_beside_a_step_is_empty_because_its_events_are_heavy(empty):
+    counts = torch.tensor([90, 60, 40, 25, 12, 6, 3, 2, *range(20_000, 4000, -2000)]).double()
+    weight = torch.where(torch.arange(16) < 8, 1.0, 1e-4).double()
+    counts[empty] = 0
+    assert_close(event_weights(weighted(counts, weight)).of_bins, weight, rtol=1e-12, atol=0)
+    counts[7:9] = 0
+    found = event_weights(weighted(counts, weight)).of_bins
+    assert_close(found[7:9], torch.ones(2).double(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("heavy", [[20], [20, 21], [7, 20, 33, 48], [0], [49]])
+def test_single_bins_of_other_weight_are_no_step(heavy):
+    contents, variances = torch.full((50,), 10.0).double(), torch.full((50,), 0.1).double()
+    contents[heavy] += 1
+    variances[heavy] += 1
+    weights = event_weights(Spectrum(contents, range(51), variances=variances))
+    assert weights.exposure is None
+    assert_close(weights.unit, variances.sum()[None] / contents.sum())
+
+
+@pytest.mark.parametrize(
+    ("top", "light", "heavy", "share"), [(30, 0.1, 1, 0.5), (30, 0.1, 5, 0.5), (30, 0.1, 5, 0.1), (1000, 0.1, 5, 0.1)]
+)
+def test_events_of_different_weight_in_one_bin_pull_no_fit(top, light, heavy, share, any_binning, rng):
+    truth = (top * torch.exp(-torch.arange(50) / 15)).double().expand(N_TOYS, -1)
+    parts = [
+        (torch.poisson(part * truth / weight, generator=rng), weight)
+        for part, weight in ((share, heavy), (1 - share, light))
+    ]
+    contents, variances = (sum(n * w**power for n, w in parts) for power in (1, 2))
+    fit = any_binning.fit(Spectrum(contents, range(51), variances=variances), refit=None)
+    total, error = fit.background.sum(-1), fit.factor.sum(-2).square().sum(-1).sqrt()
+    assert ((total - truth.sum(-1)) / error).mean().abs() < 0.4
+    # And the errors are those of the events, heavy and light together, in sums over many bins.
+    assert ((total - truth.sum(-1)) / error).std() == pytest.approx(1, abs=0.3)
 
 
 def test_equal_weights_but_for_rounding_are_one(rng):
@@ -95,9 +139,11 @@ def test_each_spectrum_has_its_own_and_what_is_left_out_tells_nothing(rng):
     assert torch.equal(again.of_bins, together.of_bins)
 
 
-def test_bins_with_content_and_no_variance_take_the_weight_of_others():
-    weights = event_weights(Spectrum([40, 50, 60], range(4), variances=[80, 0, 120]))
-    assert_close(weights.of_bins, torch.full((3,), 2.0).double(), rtol=0.5, atol=0)
+def test_bins_of_no_content_or_no_variance_tell_nothing():
+    for contents, variances in (([40, 50, 60], [80, 0, 120]), ([40, 0, 60], [80, 300, 120])):
+        weights = event_weights(Spectrum(contents, range(4), variances=variances))
+        assert_close(weights.of_bins, torch.full((3,), 2.0).double(), rtol=1e-12, atol=0)
+        assert_close(weights.unit, torch.full((1,), 2.0).double(), rtol=1e-12, atol=0)
     assert event_weights(Spectrum([40, 50], range(3), variances=[0, 0])).of_bins.tolist() == [1, 1]
 
 
@@ -199,7 +245,7 @@ def test_a_dense_net_propagates_the_errors_of_weighted_contents():
     torch.manual_seed(1)
     net = DenseNet(12, width=11, hidden=8, depth=1)
     fitter = specfit.SpectrumFitter(net, torch.arange(13).double())
-    counts, weight = 40.0 * torch.arange(20, 8, -1).double().square(), torch.linspace(0.5, 4, 12).double()
+    counts, weight = 40.0 * torch.arange(20, 8, -1).double().square(), torch.logspace(-0.3, 0.6, 12).double()
     fit = fitter.fit(Spectrum(counts, range(13), variances=counts * weight), refit=None)
     # The net sees events of average weight; theirs are the derivatives.
     jacobian, net, even = [], net.double(), counts * counts.sum() / (counts * weight).sum()
@@ -256,3 +302,15 @@ def test_injected_signals_come_out_on_either_side_of_a_step_of_weights(any_binni
     for mass, sigma0 in zip(result.mass, result.sigma0, strict=True):
         share = torch.distributions.Normal(mass, 0.05 * mass).cdf(EDGES).diff()
         assert_close(sigma0, known_error(share), rtol=0.02, atol=0)
+
+
+def test_the_sheet_of_a_validation_tells_nothing_of_what_is_blinded(any_binning, rng):
+    spectrum, window = one(0.0, rng), [(800, 1100)]
+    contents, variances = spectrum.counts.clone(), spectrum.variances.clone()
+    hidden = (EDGES[1:] > 800) & (EDGES[:-1] < 1100)
+    contents[hidden], variances[hidden] = 7e5, 9e7
+    sheets = [
+        validate(Spectrum(n, EDGES, variances=v), checkpoint=any_binning, mask=window, mass=[1500.0], n_toys=10)
+        for n, v in ((spectrum.counts, spectrum.variances), (contents, variances))
+    ]
+    assert sheets[0].to_dict() == sheets[1].to_dict()

@@ -19,7 +19,7 @@ What to use when:
 Conventions: the ranges of `ErfExpSum` are constraints. They limit the search, and in the covariance each counts as a
 measurement with the variance of a uniform distribution, range squared / 12, as do the shares of several components:
 errors stay finite where the data determine nothing, and are those of the data where the data determine much. Weighted
-contents are fitted as scaled Poisson counts with one scale for the spectrum. Masked bins weigh nothing.
+contents are fitted as scaled Poisson counts, each bin with its weight (`specfit.weights`). Masked bins weigh nothing.
 
 Why not Minuit alone: from any starting point it may halt in the curved valley of rho and alpha, or at a limit, where
 its map of limited parameters has no slope, up to several units of log likelihood above the minimum, and call that

@@ -7,13 +7,13 @@ of the coefficients is the estimate that the next pass reads. As in `LearnedBasi
 form, and the mean and the basis see only what is smooth: a net that reads the counts themselves learns to copy them.
 
 Nothing in it has a unit: positions are counted from the first to the last edge, linearly and in the logarithm, and
-widths as shares of the range. The exposure of a bin of weighted contents stands beside its width wherever a rate
-becomes a density. The first estimate is made without any learning (`specfit.net.smooth`) and carries the
-noise of some twenty parameters. So the net is shown how the estimate bends in units of what the data can tell, and
-corrects it in these units as well as in its own. Beside the learned basis of the last pass stands a generic one where
-the evidence of the spectrum asks for it, and a function of few parameters where that describes the spectrum as well
-(`specfit.net.forms`). Positions, residuals and rates are float64 until they become features; the
-features are float32.
+widths as shares of the range. The exposure of a bin of weighted contents stands beside its width in all that is fitted
+to the data; the net is shown events as if all bins had the same one, for a step of it is none of the background. The
+first estimate is made without any learning (`specfit.net.smooth`) and carries the noise of some twenty parameters. So
+the net is shown how the estimate bends in units of what the data can tell, and corrects it in these units as well as in
+its own. Beside the learned basis of the last pass stands a generic one where the evidence of the spectrum asks for it,
+and a function of few parameters where that describes the spectrum as well (`specfit.net.forms`). Positions, residuals
+and rates are float64 until they become features; the features are float32.
 """
 
 from __future__ import annotations
@@ -126,14 +126,16 @@ class AnyBinningNet(CalibratedNet):
         edges = _edges_of(data, edges)
         mask = _mask_of(data, mask)
         log_widths = (edges.diff(dim=1) / (edges[:, -1:] - edges[:, :1])).log()
-        log_sizes = _with_exposure(log_widths, exposure)  # what a rate is divided by for a smooth density
         fixed, log_total = _position_features(edges, log_widths), _log_total(data, mask)
-        log_content = log_total if exposure is None else _log_total(data / exposure, mask)
-        log_rates, models = [smooth_estimate(data, log_sizes, mask)], []
+        log_rates, models = [smooth_estimate(data, _with_exposure(log_widths, exposure), mask)], []
         for i in range(self.passes):
-            log_density = log_rates[-1] - log_sizes - log_content
-            seen = _estimate_features(data, log_rates[-1], log_density, log_total, mask)
-            bends = _bend_features(log_rates[-1], log_sizes)
+            shown, of_even = log_rates[-1], log_total
+            if exposure is not None:
+                tilt = exposure.log().mean(1, keepdim=True) - exposure.log()
+                shown, of_even = shown + tilt, _log_total(data * tilt.exp(), mask)
+            log_density = shown - log_widths - of_even
+            seen = _estimate_features(shown, log_density, log_total, _misfit(data, log_rates[-1], mask), mask)
+            bends = _bend_features(shown, log_widths)
             residuals = _residual_features(data, log_rates[-1], mask)
             which = nn.functional.one_hot(torch.tensor(i), self.passes).expand(*data.shape, -1)
             tokens = self._read(torch.cat([fixed, seen, bends, which.to(fixed)], -1))
@@ -144,11 +146,10 @@ class AnyBinningNet(CalibratedNet):
                 torch.sigmoid(self.belief(torch.cat([tokens, residuals], -1))[..., 0]).double().masked_fill(mask, 0.0)
             )
             coarse, fine = self.mean(tokens).unbind(-1)
-            log_mean = log_rates[-1] + coarse + fine * _smallest_visible(log_rates[-1])
+            log_mean = log_rates[-1] + coarse + fine * _smallest_visible(shown)
             models.append(LocalModel(log_mean, basis, weight, features, torch.ones_like(data[:, 0])))
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight, settled=settled, near=log_rates[-1]))
         return log_rates[1:], models[-1]
-
 
     def _read(self, features: Tensor) -> Tensor:
         """Reads tokens, `(m, n_bins, N_FEATURES + passes)` to `(m, n_bins, features)`, what fits a cache at a time."""
@@ -193,25 +194,30 @@ def _position_features(edges: Tensor, log_widths: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin(), torch.stack(plain + of_spectrum, -1)], -1).float()
 
 
-def _estimate_features(data: Tensor, log_rate: Tensor, log_density: Tensor, log_total: Tensor, mask: Tensor) -> Tensor:
+def _misfit(data: Tensor, log_rate: Tensor, mask: Tensor) -> Tensor:
+    """Says in one number how far an estimate is from the data as a whole, shape `(m, 1)`."""
+    terms = deviance_terms(data, log_rate.exp()).masked_fill(mask, 0.0)
+    return ((terms.sum(1, keepdim=True) / (~mask).sum(1, keepdim=True).clamp(min=1)) - 1).asinh()
+
+
+def _estimate_features(
+    log_rate: Tensor, log_density: Tensor, log_total: Tensor, misfit: Tensor, mask: Tensor
+) -> Tensor:
     """Computes what an estimate of the rate looks like, shape `(m, n_bins, 8)`, float32."""
     rise = log_density.diff(dim=1, prepend=log_density[:, :1]).clamp(-5, 5)
     fall = log_density.diff(dim=1, append=log_density[:, -1:]).clamp(-5, 5)
-    # One number says how far the estimate is from the data as a whole.
-    terms = deviance_terms(data, log_rate.exp()).masked_fill(mask, 0.0)
-    misfit = ((terms.sum(1, keepdim=True) / (~mask).sum(1, keepdim=True).clamp(min=1)) - 1).asinh()
-    shapes = [log_rate / 10, log_density / 5, rise, fall, rise - fall, mask.to(data)]
-    of_spectrum = [(log_total / 10).expand_as(data), (misfit / 3).expand_as(data)]
+    shapes = [log_rate / 10, log_density / 5, rise, fall, rise - fall, mask.to(log_rate)]
+    of_spectrum = [(log_total / 10).expand_as(log_rate), (misfit / 3).expand_as(log_rate)]
     return torch.stack(shapes + of_spectrum, -1).float()
 
 
-def _bend_features(log_rate: Tensor, log_sizes: Tensor) -> Tensor:
+def _bend_features(log_rate: Tensor, log_widths: Tensor) -> Tensor:
     """Computes how an estimate bends on several scales, in units of what the data can tell, `(m, n_bins, 6)`, float32.
 
     Second and fourth differences of the log density: what a smooth spectrum has few of and noise has many of.
     """
     steps, neighbours, differences = _bends_of(log_rate.shape[1], log_rate.device)
-    around = (log_rate - log_sizes)[:, neighbours]  # (m, n_bins, scales, 5)
+    around = (log_rate - log_widths)[:, neighbours]  # (m, n_bins, scales, 5)
     precision = (steps * log_rate.exp()[..., None] + 1.0).sqrt()
     return ((around @ differences * precision[..., None]).asinh() / 3.0).flatten(2).float()
 

@@ -107,7 +107,9 @@ class Chain:
         """Tells one search from another, whatever it is run on."""
         return {
             "net": digest(self.fitter.net.state_dict()),
-            "search": digest([self.edges, self.exposed(self.hypotheses.templates), self.known, self.mask]),
+            "search": digest(
+                [self.edges, self.exposed(self.hypotheses.templates), self.exposed(self.known), self.mask]
+            ),
         }
 
     @torch.inference_mode()

@@ -89,7 +89,7 @@ def upper_limits(rows: Rows, weight: Tensor, *, level: float) -> Limits:
         height = float(scipy.stats.norm.isf(alpha * scipy.stats.norm.sf(-band))) + band
         above = least_of_asimov + height**2
         expected.append(_root(lambda v, above=above: of_asimov(v) - above, torch.zeros_like(best), rows.error))  # type: ignore[misc]
-    seen = (rows.columns[:, 0] * weight).sum(1)  # the share of the signal
+    seen = (rows.columns[:, 0] * weight).sum(1)  # events of a yield of 1
     fewest = -np.log(alpha) / seen.clamp(min=TINY)
     return Limits(torch.maximum(observed, fewest), torch.maximum(torch.stack(expected, -1), fewest[:, None]))
 

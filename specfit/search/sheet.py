@@ -58,12 +58,12 @@ class ValidationSheet:
         return {
             "passed": self.passed,
             "spectrum": {
-                "events": self.spectrum.total.item(),
-                "bins": int(self.spectrum.measured.sum()),
+                "events": self.fit.events.item(),
+                "bins": int(self.fit.shown.sum()),
                 "gaps": self.spectrum.gap_intervals,
                 "low": self.spectrum.edges[0].item(),
                 "high": self.spectrum.edges[-1].item(),
-                "weighted": self.spectrum.is_weighted,
+                "weighted": self.fit.is_weighted,
             },
             "pseudo_experiments": self.n_toys,
             "p_value": self.fit.p_value.item(),

@@ -40,7 +40,7 @@ def score_test(
     """Tests every signal in every spectrum.
 
     Args:
-        counts: Events, shape `(m, n_bins)`, float64.
+        counts: Events, shape `(m, n_bins)`, float64; over their exposure, if bins have one (`weight` is it then).
         log_rate: Log of an estimated background, one that `model` can describe, shape `(m, n_bins)`; near its mode.
         model: What the net holds for plausible.
         hypotheses: Signals.

@@ -37,7 +37,8 @@ def yield_features(
     """Computes the features of `specfit.net.error_scale.YieldScale`, shape `(r, N_OF_YIELD)`, float32.
 
     Args:
-        template: Share of the events of a signal in each bin, shape `(r, n_bins)`.
+        template: Share of the events of a signal in each bin, shape `(r, n_bins)`; like all events here over the
+            exposure of the bin, if it has one (`weight` is it then).
         background: Fitted beside the signal, events, same shape.
         rate: All that is expected, signals included, same shape.
         edges: Bin edges, shape `(n_bins + 1,)`.
