@@ -31,12 +31,11 @@ from specfit.net.error_scale import CalibratedNet
 from specfit.net.forms import with_functional_form
 from specfit.net.posterior import LARGEST_LOG_SCALE, SETTLED_TO_READ, posterior_mode
 from specfit.net.smooth import SMOOTH_DIRECTIONS, Described, smooth_estimate, window_sums, with_generic_basis
+from specfit.net.transformer import encode
 from specfit.significance import deviance_terms
 
 # Waves of each position feature, half widths of the windows of residuals.
 WAVES, HALF_WIDTHS = 8, (1, 3, 7)
-# Tokens that the transformer reads together.
-TOKENS_AT_A_TIME = 3200
 # Shares of the number of bins over which the bends of an estimate are shown to the net.
 BENDS = (1 / 40, 1 / 20, 1 / 10)
 # Ranges that span more than this factor are taken for ranges from 0.
@@ -138,7 +137,7 @@ class AnyBinningNet(CalibratedNet):
             bends = _bend_features(shown, log_widths)
             residuals = _residual_features(data, log_rates[-1], mask)
             which = nn.functional.one_hot(torch.tensor(i), self.passes).expand(*data.shape, -1)
-            tokens = self._read(torch.cat([fixed, seen, bends, which.to(fixed)], -1))
+            tokens = encode(self.trunk, self.embed(torch.cat([fixed, seen, bends, which.to(fixed)], -1)))
             features = tokens.mean(1)
             scale = self.log_scale(features).clamp(max=LARGEST_LOG_SCALE).exp()[:, None]  # (m, 1, n_basis)
             basis = (self.basis(tokens) * scale).double()
@@ -150,11 +149,6 @@ class AnyBinningNet(CalibratedNet):
             models.append(LocalModel(log_mean, basis, weight, features, torch.ones_like(data[:, 0])))
             log_rates.append(posterior_mode(log_mean, basis, data, weight=weight, settled=settled, near=log_rates[-1]))
         return log_rates[1:], models[-1]
-
-    def _read(self, features: Tensor) -> Tensor:
-        """Reads tokens, `(m, n_bins, N_FEATURES + passes)` to `(m, n_bins, features)`, what fits a cache at a time."""
-        together = max(1, TOKENS_AT_A_TIME // features.shape[1])
-        return torch.cat([self.trunk(self.embed(some)) for some in torch.split(features, together)])
 
 
 def _edges_of(data: Tensor, edges: Tensor | None) -> Tensor:

@@ -137,7 +137,13 @@ class _PosteriorMode(torch.autograd.Function):
 
 @torch.no_grad()
 def mode_and_evidence(
-    log_mean: Tensor, basis: Tensor, counts: Tensor, *, weight: Tensor, start: Tensor
+    log_mean: Tensor,
+    basis: Tensor,
+    counts: Tensor,
+    *,
+    weight: Tensor,
+    start: Tensor | None = None,
+    near: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Finds the mode and how well this basis as a whole explains the data, without gradients.
 
@@ -150,10 +156,12 @@ def mode_and_evidence(
         counts: Observed events.
         weight: How far each bin is believed.
         start: Coefficients to start from, shape `(m, k)`.
+        near: Or log rates that are near the mode, as for `posterior_mode`.
 
     Returns:
         Log of the expected events at the mode, shape `(m, n_bins)`, and the log evidence, shape `(m,)`.
     """
+    start = start if near is None else _projected(near, log_mean, basis, counts, weight)
     c, log_rate = _newton(log_mean, basis, counts, weight, settled=SETTLED_TO_READ, start=start)
     rate = log_rate.exp()
     likelihood = (weight * (counts * log_rate - rate)).sum(1)
@@ -225,9 +233,8 @@ def _solved_columns(lower: Tensor, right: Tensor) -> Tensor:
 def precision_cholesky(basis: Tensor, information: Tensor) -> Tensor:
     """Factorises the precision of the coefficients, B^T diag(information) B + 1: lower triangular, `(m, k, k)`."""
     precision = torch.bmm((basis * information[..., None]).mT, basis)
-    # The unit prior makes it positive definite; the relative term keeps it so to rounding at 1e10 events a bin.
-    diagonal = precision.diagonal(dim1=-2, dim2=-1)
-    diagonal.add_(diagonal.amax(-1, keepdim=True), alpha=1e-13).add_(1.0)
+    # The unit prior makes it positive definite; the factor keeps it so to rounding at 1e10 events a bin.
+    precision.diagonal(dim1=-2, dim2=-1).mul_(1 + 1e-13).add_(1.0)
     # The upper factor, turned over, is the lower one in the order of memory that triangular solves take without a copy.
     upper: Tensor = torch.linalg.cholesky_ex(precision, upper=True)[0]
     return upper.mT

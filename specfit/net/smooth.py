@@ -104,8 +104,12 @@ def smooth_estimate(data: Tensor, log_sizes: Tensor, mask: Tensor) -> Tensor:
         shapes = _chebyshev(_stretched(before, coordinate.curvature), coordinate.directions)
         basis = shapes[:, None] * _amplitudes(shapes.shape[2], coordinate.smoothness).to(shapes)
         m, n, *_ = basis.shape  # all ways to be smooth are rows of one fit
-        repeated = [t.repeat_interleave(n, 0) for t in (before, certain, mean + log_sizes, filled, believed)]
-        mode, evidence = _smooth_fit(basis.flatten(0, 1), *repeated)
+        repeated = [t.repeat_interleave(n, 0) for t in (mean + log_sizes, before, certain, filled, believed)]
+        (log_mean, guess, certainty, counts, weight), basis = repeated, basis.flatten(0, 1)
+        # The data themselves are no smooth estimate: a step from there leads anywhere.
+        start = _least_squares(basis, guess, certainty) if coordinate is COORDINATES[0] else None
+        near = log_mean + guess if start is None else None
+        mode, evidence = mode_and_evidence(log_mean, basis, counts, weight=weight, start=start, near=near)
         found, which = (evidence.nan_to_num(-torch.inf) + coordinate.favour).view(m, n).max(1)
         mode = mode.view(m, n, data.shape[1])[torch.arange(m, device=data.device), which]
         estimate, best = torch.where((found > best)[:, None], mode, estimate), torch.maximum(best, found)
@@ -231,14 +235,10 @@ def describe(log_rate: Tensor, basis: Tensor, data: Tensor, seen: Tensor) -> Des
     return Description(deviance, gaussian_prediction(log_rate, basis, seen).n_parameters, (seen > 0).sum(1))
 
 
-def _smooth_fit(
-    basis: Tensor, guess: Tensor, certain: Tensor, log_mean: Tensor, counts: Tensor, believed: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fits a basis to counts from a guess of what it adds to the mean; the mode and its evidence."""
-    # Least squares on the logs are near enough to start from.
+def _least_squares(basis: Tensor, guess: Tensor, certain: Tensor) -> Tensor:
+    """Returns the coefficients of a basis nearest to a guess, `(m, k)`: good enough to start from."""
     right = basis.mT @ (certain * guess)[..., None]
-    start = torch.cholesky_solve(right, precision_cholesky(basis, certain))[..., 0]
-    return mode_and_evidence(log_mean, basis, counts, weight=believed, start=start)
+    return torch.cholesky_solve(right, precision_cholesky(basis, certain))[..., 0]
 
 
 @functools.cache
