@@ -86,7 +86,7 @@ class BackgroundFit:
     @property
     def is_weighted(self) -> bool:
         """Whether events stand for anything but 1, as far as the bins tell that were not left out."""
-        return bool((self.weights.of_bins != 1).any())
+        return not self.weights.are_one
 
     @property
     def shown(self) -> Tensor:

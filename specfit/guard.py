@@ -24,6 +24,7 @@ from torch import Tensor
 from specfit.lone_peak import has_lone_peak
 from specfit.net import Prediction
 from specfit.significance import deviance_p_value, deviance_terms
+from specfit.weights import exposure_of
 
 LEAST_P_VALUE = 1e-6
 MOST_MASKED = 1 / 3
@@ -93,6 +94,6 @@ def judge(
     follows_peak = torch.zeros_like(usable)
     if edges is not None:
         rows = (usable & agrees & masked & known).nonzero()[:, 0]
-        some = None if exposure is None else exposure[rows]
+        some = exposure_of(exposure, rows)
         follows_peak[rows] = has_lone_peak(counts[rows], background[rows], edges, mask=mask[rows], exposure=some)
     return Verdict(torch.stack([*faults, follows_peak], -1))

@@ -27,7 +27,7 @@ from specfit.masks import bridged, describe_gaps, left_out_bins
 from specfit.net import BackgroundNet, CalibratedNet, Prediction
 from specfit.parallel import on_all_cores
 from specfit.spectrum import Spectrum, check_events
-from specfit.weights import describe_weights, event_weights
+from specfit.weights import describe_weights, event_weights, split_exposure
 
 RefitRule = Literal["signals", "windows", "talk"] | bool | None
 REFITS = ("signals", "windows", "talk")
@@ -155,13 +155,13 @@ class SpectrumFitter:
         out = left_out if read.is_batch else left_out[0]
         weights = event_weights(read, out)
         # Plain counts are events already: nothing is scaled, and nothing back.
-        scale = weights.of_bins.view_as(counts) if (weights.of_bins != 1).any() else None
+        scale = None if weights.are_one else weights.of_bins.view_as(counts)
         events = counts if scale is None else counts / scale
         check_events(events.masked_fill(left_out, 0.0))
         exposure = None if weights.exposure is None else weights.exposure.view_as(counts)
-        split = [torch.split(t, _spectra_together(events, rule)) for t in (events, left_out)]
-        exposures = [None] * len(split[0]) if exposure is None else torch.split(exposure, len(split[0][0]))
-        pieces = zip(*split, exposures, strict=True)
+        together = _spectra_together(events, rule)
+        split = [torch.split(t, together) for t in (events, left_out)]
+        pieces = zip(*split, split_exposure(exposure, together, len(events)), strict=True)
         parts = on_all_cores(lambda piece: self._fit_some(piece[0], piece[1], piece[2], read.edges, rule), pieces)
         prediction = Prediction(*joined([part.prediction for part in parts]))
         verdict = Verdict(*joined([part.verdict for part in parts]))

@@ -26,6 +26,7 @@ from specfit.net.posterior import LOG_RATES, combined, precision_cholesky, solve
 from specfit.shapes import Gaussian
 from specfit.signal import fit_jointly
 from specfit.significance import deviance_terms
+from specfit.weights import exposure_of
 
 # Of the fitted log density: how far it rises over both flanks, and what share of that it may go on to fall beyond.
 LEAST_RISE, LEVELLING = 0.25, 0.7
@@ -62,7 +63,7 @@ def has_lone_peak(
         return found
     bin_, flank = _inner_maximum(background, edges)
     for rows in torch.split((flank > 0).nonzero()[:, 0], ROWS_AT_A_TIME):
-        problem = _Problem.of(counts[rows], edges, mask[rows], None if exposure is None else exposure[rows])
+        problem = _Problem.of(counts[rows], edges, mask[rows], exposure_of(exposure, rows))
         net = (deviance_terms(counts[rows], background[rows]) * problem.weight).sum(1) / 2
         # No peak describes much more than the net, nor therefore than a polynomial that is near it: most spectra end
         # here, without a fit.

@@ -16,8 +16,9 @@ out, tell nothing.
 
 from __future__ import annotations
 
-__all__ = ["Weights", "describe_weights", "event_weights"]
+__all__ = ["Weights", "describe_weights", "event_weights", "exposure_of", "split_exposure"]
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,11 @@ class Weights(NamedTuple):
     """On average, shape `(*, 1)`."""
 
     @property
+    def are_one(self) -> bool:
+        """Whether every event stands for 1, as in counts."""
+        return bool((self.of_bins == 1).all())
+
+    @property
     def exposure(self) -> Tensor | None:
         """Events that a bin holds for each one of average weight, shape `(*, n_bins)`; None where that is 1 in all."""
         differ = self.of_bins != self.unit
@@ -67,7 +73,7 @@ def event_weights(spectrum: Spectrum, left_out: Tensor | None = None) -> Weights
     """
     counts, variances = spectrum.counts, spectrum.variances
     seen = spectrum.measured if left_out is None else spectrum.measured & ~left_out
-    if variances is None or not _are_weights(spectrum, seen):
+    if variances is None or not (seen & (variances != counts)).any():
         return Weights(torch.ones_like(counts), torch.ones_like(counts[..., :1]))
     tells = seen & (counts > 0) & (variances > 0)
     content, variance = (torch.where(tells, t, 0.0).view(-1, spectrum.n_bins).numpy() for t in (counts, variances))
@@ -90,10 +96,10 @@ def describe_weights(spectrum: Spectrum, left_out: Tensor | None = None) -> list
         >>> describe_weights(Spectrum([400, 40, 30], edges=[0, 1, 2, 3], variances=[40, 4, 3]))
         ['weighted contents, fitted as scaled Poisson counts']
     """
-    if not _are_weights(spectrum, spectrum.measured if left_out is None else spectrum.measured & ~left_out):
+    weights = event_weights(spectrum, left_out)
+    if weights.are_one:
         return []
-    weights = event_weights(spectrum, left_out).of_bins
-    low, high = weights.amin(-1), weights.amax(-1)
+    low, high = weights.of_bins.amin(-1), weights.of_bins.amax(-1)
     said, differ = "weighted contents, fitted as scaled Poisson counts", high > DIFFERENT * low
     if not differ.any():
         return [said]
@@ -103,9 +109,14 @@ def describe_weights(spectrum: Spectrum, left_out: Tensor | None = None) -> list
     ]
 
 
-def _are_weights(spectrum: Spectrum, seen: Tensor) -> bool:
-    """Tells whether variances were given that differ from the contents in bins that are seen."""
-    return spectrum.variances is not None and bool((seen & (spectrum.variances != spectrum.counts)).any())
+def exposure_of(exposure: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Takes the exposures of some spectra; None, for 1 everywhere, stays None."""
+    return None if exposure is None else exposure[rows]
+
+
+def split_exposure(exposure: Tensor | None, size: int, n_spectra: int) -> Sequence[Tensor | None]:
+    """Splits the exposures of so many spectra as `torch.split` splits what is counted."""
+    return [None] * -(-n_spectra // size) if exposure is None else torch.split(exposure, size)
 
 
 def _of_row(content: _Array, variance: _Array) -> _Array:

@@ -14,6 +14,7 @@ from specfit.fitter.signals import refit_signals
 from specfit.fitter.talk import refit_talk
 from specfit.fitter.windows import refit_windows
 from specfit.net import BackgroundNet, CalibratedNet, LocalModel, Prediction
+from specfit.weights import exposure_of, split_exposure
 
 SPECTRA_AT_A_TIME = 512
 """Spectra that the net sees together: enough to keep a processor busy, few enough for its cache."""
@@ -39,8 +40,7 @@ def fit_by_rule(
         exposure: As for `BackgroundNet.predict`.
     """
     split = [torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)]
-    exposures = [None] * len(split[0]) if exposure is None else torch.split(exposure, SPECTRA_AT_A_TIME)
-    parts = list(zip(*split, exposures, strict=True))
+    parts = list(zip(*split, split_exposure(exposure, SPECTRA_AT_A_TIME, len(counts)), strict=True))
     if rule == "signals" and isinstance(net, CalibratedNet):
         fitted = [net.fitted(some, edges=edges, mask=out, exposure=e) for some, out, e in parts]
         calibrated = [net.calibrated(*one, out) for one, (_, out, _) in zip(fitted, parts, strict=True)]
@@ -54,11 +54,9 @@ def fit_by_rule(
     changed = refit.iterations > 0
     if changed.any():
         # The talk's rule asks the net about replaced data; only the rules that mask leave them out.
-        out, of_bins = (
-            (mask if rule == "talk" else refit.mask)[changed],
-            None if exposure is None else exposure[changed],
-        )
-        again = net.predict(refit.counts[changed], edges=edges, mask=out, exposure=of_bins)
+        out = (mask if rule == "talk" else refit.mask)[changed]
+        of_changed = exposure_of(exposure, changed)
+        again = net.predict(refit.counts[changed], edges=edges, mask=out, exposure=of_changed)
         for whole, part in zip(prediction, again, strict=True):
             whole[changed] = part
     return prediction, refit

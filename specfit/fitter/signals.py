@@ -32,6 +32,7 @@ from specfit.signal.look_elsewhere import tube_p_value
 from specfit.signal.rows import Rows
 from specfit.signal.score import path_length, score_test
 from specfit.significance import normal_deviate
+from specfit.weights import exposure_of
 
 # Widths of a signal that are tried with a net that does not see it; of those with this share of the largest pull the
 # likeliest is taken.
@@ -117,15 +118,15 @@ class _Spectra:
 
     def exposure(self, rows: Tensor) -> Tensor | None:
         """Returns how many events bins hold for each one of a smooth background, `(r, n_bins)`; None for 1."""
-        return None if self._exposure is None else self._exposure[rows]
+        return exposure_of(self._exposure, rows)
 
     def densities(self, rows: Tensor) -> _Densities:
         """Returns what signals are tested against."""
         data, (model, log_rate), weight = self.data[rows], self.answer(rows), (~self.mask[rows]).double()
         exposure = self.exposure(rows)
         if exposure is not None:
-            log_exposure, data, weight = exposure.log(), data / exposure, weight * exposure
-            model, log_rate = model._replace(log_mean=model.log_mean - log_exposure), log_rate - log_exposure
+            data, weight = data / exposure, weight * exposure
+            model, log_rate = model.shifted(-exposure.log()), log_rate - exposure.log()
         return _Densities(data, log_rate, model, weight)
 
     def leave_out(self, signals: _Significant, window: Tensor) -> None:
@@ -199,8 +200,7 @@ class _Some(NamedTuple):
 
     def of(self, chosen: Tensor) -> _Some:
         """Takes some, by indices."""
-        exposure = None if self.exposure is None else self.exposure[chosen]
-        return _Some(self.data[chosen], self.mask[chosen], exposure)
+        return _Some(self.data[chosen], self.mask[chosen], exposure_of(self.exposure, chosen))
 
     def exposed(self, templates: Tensor, spectrum: Tensor) -> Tensor:
         """Returns the events that shares `(n, n_bins)` of a signal make in spectra, `(n,)` or one."""

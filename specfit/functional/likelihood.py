@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from specfit.functional.function import FunctionOnBins
+from specfit.weights import exposure_of
 
 # So many rows are evaluated at a time: their arrays then stay in the processor's cache.
 ROWS_AT_A_TIME = 384
@@ -47,8 +48,7 @@ class Likelihood:
 
     def rows(self, index: Tensor) -> Likelihood:
         """Returns the likelihood of some of the spectra, which may be repeated."""
-        worth = None if self._worth is None else self._worth[index]
-        return Likelihood(self.function, self.counts[index], self.mask[index], worth)
+        return Likelihood(self.function, self.counts[index], self.mask[index], exposure_of(self._worth, index))
 
     def log_expected(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the log of the expected events, shape `(m, n_bins)`, and its derivatives `(m, n, n_bins)`."""

@@ -20,7 +20,7 @@ from specfit.functional.result import Answer, FunctionalFits, answer
 from specfit.functional.search import lowest_of_starts
 from specfit.masks import describe_gaps, left_out_bins
 from specfit.spectrum import Spectrum
-from specfit.weights import describe_weights, event_weights
+from specfit.weights import describe_weights, event_weights, split_exposure
 
 # So many descents advance together; more would only need more memory.
 DESCENTS_AT_A_TIME = 4096
@@ -69,13 +69,13 @@ def functional_fit_many(
         read = Spectrum(read.counts[None], read.edges, variances=variances, gaps=read.gaps)
     left_out = left_out_bins(read, mask)
     weights = event_weights(read, left_out)
-    exposure = torch.ones_like(read.counts) if weights.exposure is None else weights.exposure
     on_bins = function.on(read.edges)
     rows = max(1, DESCENTS_AT_A_TIME // starts)
-    of_spectra = read.counts / weights.unit, left_out, exposure, weights.unit
+    split = [torch.split(t, rows) for t in (read.counts / weights.unit, left_out, weights.unit)]
+    exposures = split_exposure(weights.exposure, rows, len(read.counts))
     parts = [
-        _fit_some(on_bins, *some, starts=starts, rng=_same_draws(rng))
-        for some in zip(*(torch.split(t, rows) for t in of_spectra), strict=True)
+        _fit_some(on_bins, counts, out, unit, exposure, starts=starts, rng=_same_draws(rng))
+        for counts, out, unit, exposure in zip(*split, exposures, strict=True)
     ]
     found, distances, agreeing = zip(*parts, strict=True)
     whole = Answer(*(torch.cat(pieces) for pieces in zip(*found, strict=True)))
@@ -86,8 +86,8 @@ def _fit_some(
     function: FunctionOnBins,
     counts: Tensor,
     mask: Tensor,
-    exposure: Tensor,
     unit: Tensor,
+    exposure: Tensor | None,
     *,
     starts: int,
     rng: torch.Generator | None,

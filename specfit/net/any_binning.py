@@ -126,12 +126,12 @@ class AnyBinningNet(CalibratedNet):
         mask = _mask_of(data, mask)
         log_widths = (edges.diff(dim=1) / (edges[:, -1:] - edges[:, :1])).log()
         fixed, log_total = _position_features(edges, log_widths), _log_total(data, mask)
+        # From the events of each bin to those that it would hold if all had the same exposure.
+        tilt = None if exposure is None else exposure.log().mean(1, keepdim=True) - exposure.log()
+        of_even = log_total if tilt is None else _log_total(data * tilt.exp(), mask)
         log_rates, models = [smooth_estimate(data, _with_exposure(log_widths, exposure), mask)], []
         for i in range(self.passes):
-            shown, of_even = log_rates[-1], log_total
-            if exposure is not None:
-                tilt = exposure.log().mean(1, keepdim=True) - exposure.log()
-                shown, of_even = shown + tilt, _log_total(data * tilt.exp(), mask)
+            shown = log_rates[-1] if tilt is None else log_rates[-1] + tilt
             log_density = shown - log_widths - of_even
             seen = _estimate_features(shown, log_density, log_total, _misfit(data, log_rates[-1], mask), mask)
             bends = _bend_features(shown, log_widths)

@@ -44,6 +44,10 @@ class LocalModel(NamedTuple):
     """How much of what it holds for plausible the spectrum needs beside a function of few parameters, shape `(m,)`; 1
     where none is in its place."""
 
+    def shifted(self, log_rate: Tensor) -> LocalModel:
+        """Returns what is plausible around rates that are so much larger in their logarithm, shape `(m, n_bins)`."""
+        return self._replace(log_mean=self.log_mean + log_rate)
+
 
 class BackgroundNet(nn.Module, ABC):
     """A net that maps counts of shape `(m, n_bins)` to the background under them.

@@ -20,7 +20,22 @@ from specfit.net.base import BackgroundNet, Prediction, propagate_poisson_errors
 from specfit.net.pixelize import FlattenHistogramAndNormalize, Grid, PixelLinear
 
 
-class TalkNet(BackgroundNet):
+class _WithoutLikelihood(BackgroundNet):
+    """A net that answers with a background alone: its error is that of the counts, propagated."""
+
+    def predict(
+        self,
+        counts: Tensor,
+        *,
+        edges: Tensor | None = None,  # noqa: ARG002
+        mask: Tensor | None = None,  # noqa: ARG002
+        exposure: Tensor | None = None,
+    ) -> Prediction:
+        """Computes the background and propagates the Poisson errors of the counts."""
+        return propagate_poisson_errors(self.forward, counts, exposure)
+
+
+class TalkNet(_WithoutLikelihood):
     """Pixelize, Dense(n_bins, relu), Dense(n_bins, softmax), times the total.
 
     Kernels start uniform in (-0.05, 0.05), biases at 0, as Keras' `"uniform"` initialiser did.
@@ -48,19 +63,8 @@ class TalkNet(BackgroundNet):
         features = torch.relu(self.hidden(counts))
         return [torch.softmax(self.out(features), -1) * counts.sum(-1, keepdim=True)]
 
-    def predict(
-        self,
-        counts: Tensor,
-        *,
-        edges: Tensor | None = None,  # noqa: ARG002
-        mask: Tensor | None = None,  # noqa: ARG002
-        exposure: Tensor | None = None,
-    ) -> Prediction:
-        """Computes the background and propagates the Poisson errors of the counts."""
-        return propagate_poisson_errors(self.forward, counts, exposure)
 
-
-class DenseNet(BackgroundNet):
+class DenseNet(_WithoutLikelihood):
     """Pixelize on a logarithmic grid, residual dense blocks, softmax, times the total.
 
     Args:
@@ -92,17 +96,6 @@ class DenseNet(BackgroundNet):
         counts = counts.to(self.out.weight.dtype)
         shape = torch.softmax(self.out(self.trunk(counts)), -1)
         return [shape * counts.sum(-1, keepdim=True)]
-
-    def predict(
-        self,
-        counts: Tensor,
-        *,
-        edges: Tensor | None = None,  # noqa: ARG002
-        mask: Tensor | None = None,  # noqa: ARG002
-        exposure: Tensor | None = None,
-    ) -> Prediction:
-        """Computes the background and propagates the Poisson errors of the counts."""
-        return propagate_poisson_errors(self.forward, counts, exposure)
 
 
 class Trunk(nn.Module):

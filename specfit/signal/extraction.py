@@ -44,6 +44,7 @@ from specfit.signal.joint_fit import TINY, JointFit, fit_jointly, n_parameters
 from specfit.signal.misfit import misfit
 from specfit.signal.rows import Rows
 from specfit.signal.yield_error import yield_features
+from specfit.weights import exposure_of, split_exposure
 
 REACH = 2.75
 """Standard deviations on either side of a Gaussian signal that its window holds."""
@@ -153,9 +154,9 @@ def _plausible(
     net: CalibratedNet, counts: Tensor, *, edges: Tensor, mask: Tensor, exposure: Tensor | None
 ) -> LocalModel:
     """Asks the net what is plausible around counts `(m, n_bins)`, which hold a guess of the background where masked."""
-    pieces = list(zip(*(torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)), strict=True))
-    exposures = [None] * len(pieces) if exposure is None else torch.split(exposure, SPECTRA_AT_A_TIME)
-    parts = [net.local_model(n, edges=edges, mask=k, exposure=e) for (n, k), e in zip(pieces, exposures, strict=True)]
+    split = [torch.split(t, SPECTRA_AT_A_TIME) for t in (counts, mask)]
+    pieces = zip(*split, split_exposure(exposure, SPECTRA_AT_A_TIME, len(counts)), strict=True)
+    parts = [net.local_model(n, edges=edges, mask=k, exposure=e) for n, k, e in pieces]
     return LocalModel(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
 
@@ -182,7 +183,7 @@ def _first(
         without = _alone(counts, peaks, once, mask)
     # What is there without the tested signal is the same in all rows of a spectrum.
     model, without = LocalModel(*(t[spectrum] for t in once)), JointFit(*(t[spectrum] for t in without))
-    of_rows = None if exposure is None else exposure[spectrum]
+    of_rows = exposure_of(exposure, spectrum)
     return _fitted(counts[spectrum], columns, model, without, mask=mask[spectrum], exposure=of_rows)
 
 

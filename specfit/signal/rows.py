@@ -13,6 +13,7 @@ from specfit.net import LocalModel
 from specfit.net.posterior import combined
 from specfit.signal.joint_fit import JointFit
 from specfit.signal.uncertain_error import significance
+from specfit.weights import exposure_of
 
 
 class Rows(NamedTuple):
@@ -74,11 +75,7 @@ class Rows(NamedTuple):
         model = LocalModel(*(t[chosen] for t in self.model))
         fit, without = (JointFit(*(t[chosen] for t in one)) for one in (self.fit, self.without))
         data, columns, *others = (t[chosen] for t in (self.data, self.columns, *self._factors))
-        return Rows(data, columns, self.exposure_of(chosen), model, fit, without, *others)
-
-    def exposure_of(self, chosen: Tensor) -> Tensor | None:
-        """Takes the exposures of some, by indices `(r,)`."""
-        return None if self.exposure is None else self.exposure[chosen]
+        return Rows(data, columns, exposure_of(self.exposure, chosen), model, fit, without, *others)
 
     def over_exposure(self, events: Tensor) -> Tensor:
         """Returns how many events `(r, n_bins)` would be in bins of exposure 1."""

@@ -71,10 +71,9 @@ def _per_exposure(
 ) -> tuple[LocalModel, Tensor]:
     """Fits functions, which are densities, to data over their exposures, each of which stands for so many events."""
     log_exposure, (model, log_rate, description) = exposure.log(), described
-    smooth = model._replace(log_mean=model.log_mean - log_exposure)
-    described = Described(smooth, log_rate - log_exposure, description)
+    described = Described(model.shifted(-log_exposure), log_rate - log_exposure, description)
     model, log_rate = _of_densities(described, n_learned, data / exposure, edges, exposure.masked_fill(mask, 0.0))
-    return model._replace(log_mean=model.log_mean + log_exposure), log_rate + log_exposure
+    return model.shifted(log_exposure), log_rate + log_exposure
 
 
 def _of_densities(
